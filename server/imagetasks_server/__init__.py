@@ -1,0 +1,1 @@
+"""The gateway: gRPC in front, Amazon EC2 behind."""
