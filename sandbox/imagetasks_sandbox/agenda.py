@@ -1,4 +1,4 @@
-"""What is to happen when: actions with a due time, run by whoever looks first, a request or the agenda's thread."""
+"""What is to happen when: actions with a due time, run by a request or by the agenda's thread."""
 
 import heapq
 import itertools

@@ -15,10 +15,20 @@ from imagetasks_sandbox.refusal import Refusal, invalid_value
 from imagetasks_sandbox.wire import timestamp
 
 _MAGIC = b"imagetasks-sandbox AMI 1\n"
+_PARTITION = "aws"
 
 
 class Unwritable(Exception):  # noqa: N818 - becomes a task's failure reason
     """An object could not be put; the text is the failure reason of its task."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an AMI's object is, or is to be. The account is the one that asks; the bucket may be another's."""
+
+    account_id: str
+    bucket: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -29,27 +39,27 @@ class StoredImage:
     name: str | None
     description: str | None
     architecture: str | None
-    size_gib: int
+    owner: str
     tags: dict[str, str]
 
 
-def split(bucket_and_prefix: str, image_id: str) -> tuple[str, str]:
-    """``bucket`` or ``bucket/some/prefix`` as EC2 takes it: the bucket's name and the key of the AMI's object."""
+def place(account_id: str, bucket_and_prefix: str, image_id: str) -> Place:
+    """The place that EC2 gives an AMI's object in ``bucket`` or ``bucket/some/prefix``."""
     bucket, _, prefix = bucket_and_prefix.partition("/")
     prefix = prefix.strip("/")
-    return bucket, f"{prefix}/{image_id}.bin" if prefix else f"{image_id}.bin"
+    return Place(account_id, bucket, f"{prefix}/{image_id}.bin" if prefix else f"{image_id}.bin")
 
 
 def create_bucket(account_id: str, region: str, bucket: str) -> None:
     """Make a bucket of an account in a Region."""
-    s3_backends[account_id]["aws"].create_bucket(bucket, region)
+    s3_backends[account_id][_PARTITION].create_bucket(bucket, region)
 
 
 def check_bucket(account_id: str, region: str, bucket: str) -> None:
-    """A task can begin to store into the bucket.
+    """EC2 can use the bucket in this Region.
 
     Raises:
-        Refusal: InvalidParameterValue; it does not exist, or is in another Region.
+        Refusal: InvalidParameterValue; the bucket does not exist, or is in another Region.
     """
     found = _bucket(account_id, bucket)
     if found is None:
@@ -58,34 +68,31 @@ def check_bucket(account_id: str, region: str, bucket: str) -> None:
         raise invalid_value(f"The bucket {bucket} is in {found.region_name}, not in {region}")
 
 
-def exists(account_id: str, bucket: str, key: str) -> bool:
-    """Whether there is such an object."""
-    found = _bucket(account_id, bucket)
-    return found is not None and key in found.keys
+def exists(at: Place) -> bool:
+    """Whether there is an object."""
+    return _object(at) is not None
 
 
-def discard(account_id: str, bucket: str, key: str) -> None:
-    """Delete an object if it is there."""
-    if exists(account_id, bucket, key):
-        s3_backends[account_id]["aws"].delete_object(bucket, key)
+def discard(at: Place) -> None:
+    """Delete the object if there is one."""
+    if exists(at):
+        s3_backends[at.account_id][_PARTITION].delete_object(at.bucket, at.key)
 
 
-def put(
-    account_id: str, bucket: str, key: str, image: StoredImage, tags: Mapping[str, str], started: datetime
-) -> None:
-    """Put an AMI's object, with the S3 metadata that EC2 describes and the caller's object tags.
+def put(at: Place, image: StoredImage, *, tags: Mapping[str, str], started: datetime) -> None:
+    """Put an AMI's object, with the data that EC2 notes in an object's metadata, and the caller's object tags.
 
     Raises:
-        Unwritable: The bucket is gone, or its policy denies s3:PutObject to everybody.
+        Unwritable: The bucket is gone, or its policy denies s3:PutObject.
     """
-    found = _bucket(account_id, bucket)
-    if found is None:
+    bucket = _bucket(at.account_id, at.bucket)
+    if bucket is None:
         raise Unwritable("NoSuchBucket: The specified bucket does not exist")
-    if found.get_permission("s3:PutObject", f"arn:aws:s3:::{bucket}/{key}") is PermissionResult.DENIED:
+    if _denies_put(bucket, f"arn:aws:s3:::{at.bucket}/{at.key}"):
         raise Unwritable("AccessDenied: Access Denied")
-    backend = s3_backends[found.account_id]["aws"]
+    backend = s3_backends[bucket.account_id][_PARTITION]
     try:
-        stored = backend.put_object(bucket, key, _MAGIC + json.dumps(asdict(image)).encode())
+        stored = backend.put_object(at.bucket, at.key, _MAGIC + json.dumps(asdict(image)).encode())
         if tags:
             backend.put_object_tagging(stored, dict(tags))
     except ServiceException as error:
@@ -93,31 +100,41 @@ def put(
     metadata = {
         "ami-name": image.name,
         "ami-description": image.description,
-        "ami-owner-account": account_id,
+        "ami-owner-account": image.owner,
         "ami-store-date": timestamp(started),
     }
     stored.set_metadata({f"x-amz-meta-{name}": value for name, value in metadata.items() if value})
 
 
-def read(account_id: str, bucket: str, key: str) -> StoredImage:
+def read(at: Place) -> StoredImage:
     """What an object holds.
 
     Raises:
-        Refusal: InvalidParameterValue; no such bucket or object, or not one that a store task wrote.
+        Refusal: InvalidParameterValue, no such object; InvalidRequest, no store task wrote it.
     """
-    found = _bucket(account_id, bucket)
-    if found is None:
-        raise invalid_value(f"The specified bucket does not exist: {bucket}")
-    if key not in found.keys:
-        raise invalid_value(f"The specified object does not exist: {bucket}/{key}")
-    content = found.keys[key].value
+    stored = _object(at)
+    if stored is None:
+        raise invalid_value(f"The specified object does not exist: {at.bucket}/{at.key}")
+    content = stored.value
     if not content.startswith(_MAGIC):
-        raise Refusal("InvalidRequest", f"The object {bucket}/{key} is not a stored AMI")
+        raise Refusal("InvalidRequest", f"The object {at.bucket}/{at.key} is not a stored AMI")
     return StoredImage(**json.loads(content.removeprefix(_MAGIC)))
 
 
 def _bucket(account_id: str, bucket: str) -> Any:
     try:
-        return s3_backends[account_id]["aws"].get_bucket(bucket)
+        return s3_backends[account_id][_PARTITION].get_bucket(bucket)
     except MissingBucket:
         return None
+
+
+def _object(at: Place) -> Any:
+    bucket = _bucket(at.account_id, at.bucket)
+    return None if bucket is None else s3_backends[at.account_id][_PARTITION].get_object(at.bucket, at.key)
+
+
+def _denies_put(bucket: Any, resource: str) -> bool:
+    try:
+        return bool(bucket.get_permission("s3:PutObject", resource) is PermissionResult.DENIED)
+    except (ValueError, KeyError):  # moto takes any bytes for a policy; one it cannot read denies nothing
+        return False
