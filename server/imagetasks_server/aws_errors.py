@@ -1,0 +1,151 @@
+"""From what AWS and botocore raise to the gateway's errors: one table."""
+
+import re
+from typing import Any, Final
+
+import botocore.exceptions as boto
+import botocore.parsers
+import structlog
+
+from imagetasks_server.errors import (
+    Error,
+    Exhausted,
+    FailedPrecondition,
+    Internal,
+    PermissionDenied,
+    Unavailable,
+    Unclassified,
+)
+from imagetasks_server.telemetry import Event
+from imagetasks_server.upstream import ImagesNotFound, PageExpired
+
+log = structlog.get_logger()
+
+_THROTTLED: Final = (Exhausted, "AWS_THROTTLED")
+_DENIED: Final = (PermissionDenied, "AWS_UNAUTHORIZED_OPERATION")
+_REJECTED: Final = (FailedPrecondition, "AWS_CREDENTIALS_REJECTED")
+_EXPIRED: Final = (Unavailable, "AWS_CREDENTIALS_EXPIRED")
+_NO_CREDENTIALS: Final = (FailedPrecondition, "AWS_CREDENTIALS_UNAVAILABLE")
+_CONTRACT: Final = (Internal, "UPSTREAM_CONTRACT")
+_INTERNAL: Final = (Unavailable, "AWS_INTERNAL_ERROR")
+_UNAVAILABLE: Final = (Unavailable, "AWS_UNAVAILABLE")
+_UNREACHABLE: Final = (Unavailable, "AWS_UNREACHABLE")
+_NOT_ENABLED: Final = (FailedPrecondition, "AWS_REGION_NOT_ENABLED")
+
+# EC2's and STS's error codes. The request's own fields were checked before EC2 was asked, so where EC2
+# finds fault with a parameter the gateway is at fault.
+CODES: Final[dict[str, tuple[type[Error], str]]] = {
+    "RequestLimitExceeded": _THROTTLED,
+    "Throttling": _THROTTLED,
+    "ThrottlingException": _THROTTLED,
+    "ThrottledException": _THROTTLED,
+    "EC2ThrottledException": _THROTTLED,
+    "RequestThrottled": _THROTTLED,
+    "RequestThrottledException": _THROTTLED,
+    "SlowDown": _THROTTLED,
+    "TooManyRequestsException": _THROTTLED,
+    "UnauthorizedOperation": _DENIED,
+    "AccessDenied": _DENIED,
+    "AccessDeniedException": _DENIED,
+    "InvalidClientTokenId": _REJECTED,
+    "SignatureDoesNotMatch": _REJECTED,
+    "IncompleteSignature": _REJECTED,
+    "OptInRequired": _NOT_ENABLED,
+    "Blocked": (FailedPrecondition, "AWS_ACCOUNT_BLOCKED"),
+    "PendingVerification": (FailedPrecondition, "AWS_ACCOUNT_PENDING"),
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+    "RequestExpired": _EXPIRED,
+    "InvalidAMIID.Malformed": _CONTRACT,
+    "InvalidParameterValue": _CONTRACT,
+    "InvalidParameter": _CONTRACT,
+    "InvalidParameterCombination": _CONTRACT,
+    "MissingParameter": _CONTRACT,
+    "ValidationError": _CONTRACT,
+    "DryRunOperation": (FailedPrecondition, "DRY_RUN_OPERATION"),
+    "InternalError": _INTERNAL,
+    "InternalFailure": _INTERNAL,
+    "Unavailable": _UNAVAILABLE,
+    "ServiceUnavailable": _UNAVAILABLE,
+}
+
+# Botocore's own exceptions; the first that fits counts.
+EXCEPTIONS: Final[tuple[tuple[type[Exception], tuple[type[Error], str]], ...]] = (
+    (boto.NoCredentialsError, _NO_CREDENTIALS),
+    (boto.PartialCredentialsError, _NO_CREDENTIALS),
+    (boto.CredentialRetrievalError, _NO_CREDENTIALS),
+    (boto.ProfileNotFound, _NO_CREDENTIALS),
+    (boto.SSLError, (FailedPrecondition, "AWS_TLS_FAILED")),
+    (boto.ReadTimeoutError, (Unavailable, "AWS_TIMEOUT")),
+    (boto.ConnectTimeoutError, _UNREACHABLE),
+    (boto.EndpointConnectionError, _UNREACHABLE),
+    (boto.ConnectionClosedError, _UNREACHABLE),
+    (boto.ProxyConnectionError, _UNREACHABLE),
+    (boto.HTTPClientError, _UNREACHABLE),
+    (botocore.parsers.ResponseParserError, (Internal, "UPSTREAM_RESPONSE_UNPARSABLE")),
+)
+
+# Seconds after which trying again makes sense, where AWS does not say.
+_RETRY_AFTER: Final = {
+    "AWS_THROTTLED": 2.0,
+    "AWS_UNAVAILABLE": 1.0,
+    "AWS_UNREACHABLE": 1.0,
+    "AWS_CREDENTIALS_EXPIRED": 1.0,
+}
+
+_IMAGE_ID = re.compile(r"ami-[0-9a-f]+")
+_ENCODED_BLOB = re.compile(r"\s*Encoded authorization failure message:.*", re.DOTALL)
+
+
+def translate(error: Exception, *, credentials_proven: bool) -> Error:
+    """The gateway's error for one that AWS or botocore raised.
+
+    Args:
+        error: What was raised.
+        credentials_proven: AWS has accepted these credentials elsewhere, so that an AuthFailure is
+            the Region's: EC2 answers so where a Region is not enabled.
+    """
+    if isinstance(error, boto.ClientError):
+        return _of_code(error, credentials_proven=credentials_proven)
+    for kind, (cls, reason) in EXCEPTIONS:
+        if isinstance(error, kind):
+            return cls(reason, str(error), retry_after=_RETRY_AFTER.get(reason))
+    if isinstance(error, ValueError | KeyError | UnicodeDecodeError):
+        return Internal("UPSTREAM_RESPONSE_UNPARSABLE", "EC2's answer cannot be parsed")
+    log.error(Event.UNCLASSIFIED, exc_info=error)
+    return Internal("INTERNAL", "asking AWS failed inside the gateway")
+
+
+def _of_code(error: boto.ClientError, *, credentials_proven: bool) -> Error:
+    response: dict[str, Any] = error.response
+    code = str(response.get("Error", {}).get("Code", ""))
+    message = str(response.get("Error", {}).get("Message", "")) or code
+    metadata = response.get("ResponseMetadata", {})
+    request_id = str(metadata.get("RequestId", ""))
+    if code == "InvalidAMIID.NotFound":
+        return ImagesNotFound(_IMAGE_ID.findall(message), aws_request_id=request_id)
+    if code in {"InvalidPaginationToken", "InvalidNextToken"}:
+        return PageExpired(message, aws_code=code, aws_request_id=request_id)
+    cls, reason = _classify(
+        code, int(metadata.get("HTTPStatusCode", 0)), credentials_proven=credentials_proven
+    )
+    if reason == "AWS_UNAUTHORIZED_OPERATION":
+        action = getattr(error, "operation_name", "") or "the operation"
+        message = f"{_ENCODED_BLOB.sub('', message)} ({action})"
+    elif reason == "AWS_UNCLASSIFIED":
+        log.warning(Event.UNCLASSIFIED, aws_code=code, aws_request_id=request_id)
+    return cls(
+        reason, message, aws_code=code, aws_request_id=request_id, retry_after=_RETRY_AFTER.get(reason)
+    )
+
+
+def _classify(code: str, http_status: int, *, credentials_proven: bool) -> tuple[type[Error], str]:
+    if code == "AuthFailure":
+        return _NOT_ENABLED if credentials_proven else _REJECTED
+    if code in CODES:
+        return CODES[code]
+    if http_status == 503:  # noqa: PLR2004  # HTTP's own number
+        return _UNAVAILABLE
+    if http_status >= 500:  # noqa: PLR2004
+        return _INTERNAL
+    return (Unclassified, "AWS_UNCLASSIFIED")

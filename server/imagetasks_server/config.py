@@ -1,0 +1,194 @@
+"""Settings: a TOML file, overridden by environment variables, in one model.
+
+The file is named by `--config` or `IMAGETASKS_CONFIG`. A variable is `IMAGETASKS_` and the key in
+upper case; below a table, two underscores: `IMAGETASKS_BUDGET__SHARE=0.5`. Without either the
+gateway uses the ambient AWS credentials, all enabled Regions, and listens on 127.0.0.1:50051.
+"""
+
+import ipaddress
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+AccountName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+RegionName = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,4}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$")]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names the key."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AccountSettings(_Table):
+    """One AWS account: how to come by its credentials, and its Regions."""
+
+    name: AccountName
+    """What callers call it. It need not be AWS's word for it."""
+    role_arn: Annotated[str, StringConstraints(pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/.+$")] | None = (
+        None
+    )
+    """A role to assume with the ambient credentials, or with `profile`'s."""
+    profile: str | None = None
+    """A profile of the AWS configuration files. Absent: the ambient credential chain."""
+    regions: tuple[RegionName, ...] = ()
+    """Its Regions. Empty: all that EC2's DescribeRegions calls enabled."""
+    home_region: RegionName | None = None
+    """Where STS and DescribeRegions are asked. Absent: AWS_REGION, the profile's, else us-east-1."""
+
+
+class BudgetSettings(_Table):
+    """What the gateway may ask of EC2, per account and Region."""
+
+    capacity: Annotated[float, Field(ge=1)] = 50.0
+    """EC2's bucket, in calls. AWS's default for this action; a quota may be higher."""
+    refill: Annotated[float, Field(gt=0)] = 0.5
+    """Calls per second that EC2 adds to it. As `capacity`."""
+    reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """The part left to people and programs beside the gateway. More: safer for them, older answers."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """This process's part of the rest: 1 / replicas, counting those that a rollout adds."""
+    initial: Annotated[float, Field(ge=0)] = 5.0
+    """Calls that may be made at once after a start. More: a faster first answer of long lists; less:
+    a crash loop spends less."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="IMAGETASKS_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    listen: str = "127.0.0.1:50051"
+    """Address and port, "[::1]:50051", or "unix:/run/imagetasks.sock". Port 0: any free one."""
+    insecure: bool = False
+    """Listen in plaintext on an address others can reach. Whoever reaches it may ask everything."""
+    reflection: bool | None = None
+    """Serve gRPC reflection. Absent: on loopback and Unix sockets only."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
+    log_json: bool | None = None
+    """Log JSON lines. Absent: unless stderr is a terminal."""
+
+    accounts: tuple[AccountSettings, ...] = (AccountSettings(name="default"),)
+    """The accounts. Absent: one, "default", with the ambient credentials."""
+    budget: BudgetSettings = BudgetSettings()
+    """What may be asked of EC2."""
+
+    default_max_age: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    """Seconds an answer may be old where a caller does not say. More: fewer calls to EC2."""
+    default_deadline: Seconds = 60.0
+    """Seconds a call may take where the caller set no deadline."""
+    page_timeout: Seconds = 20.0
+    """Seconds one call to EC2 may take. Less: a hanging Region fails sooner; more: a slow one succeeds."""
+    connect_timeout: Seconds = 5.0
+    """Seconds to connect to an AWS endpoint, within `page_timeout`."""
+    discovery_timeout: Seconds = 10.0
+    """Seconds to find out an account's id and Regions."""
+    region_expiry: Seconds = 3600.0
+    """Seconds for which a discovered list of Regions is good. Less: a Region enabled today is seen sooner."""
+    confirm_removal_after: Seconds = 5.0
+    """Seconds between two full reads that must both lack a task before it is taken as gone."""
+    remember_lookups_for: Seconds = 60.0
+    """Seconds for which an unknown image id or a dry run's answer is remembered."""
+    answer_cache_bytes: Annotated[int, Field(ge=0)] = 32 * 1024 * 1024
+    """Memory for serialised answers. 0: none is kept, each answer is built anew."""
+    drain_seconds: Seconds = 10.0
+    """Seconds that calls under way get to finish after the first signal to stop."""
+
+    @field_validator("accounts")
+    @classmethod
+    def _names_are_unique(cls, accounts: tuple[AccountSettings, ...]) -> tuple[AccountSettings, ...]:
+        if not accounts:
+            raise ValueError("at least one account")
+        names = [account.name for account in accounts]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"the name {min(twice)!r} stands twice")
+        return accounts
+
+    @model_validator(mode="after")
+    def _plaintext_stays_at_home(self) -> "Settings":
+        if not self.insecure and not self.is_local:
+            raise ValueError(
+                f"listen: {self.listen} can be reached from other machines, in plaintext and by anybody; "
+                "say insecure = true (--insecure) if that is meant"
+            )
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach `listen`."""
+        if self.listen.startswith("unix:"):
+            return True
+        host = self.listen.rpartition(":")[0].strip("[]")
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+
+def load(path: str | None, **overrides: object) -> Settings:
+    """Read the settings.
+
+    Args:
+        path: The TOML file; None: `IMAGETASKS_CONFIG`, else none.
+        overrides: Keys that the command line sets; None means that it does not.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key is wrong; the text names it.
+    """
+    path = path or os.environ.get("IMAGETASKS_CONFIG") or None
+
+    class Sources(Settings):
+        @classmethod
+        def settings_customise_sources(  # pydantic's signature
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            sources = [init_settings, env_settings]
+            return (*sources, TomlConfigSettingsSource(settings_cls, Path(path))) if path else tuple(sources)
+
+    try:
+        if path and not Path(path).is_file():
+            raise ConfigError(f"{path}: no such file")
+        values = Sources(**{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(dict(each)) for each in error.errors())) from None
+    return values
+
+
+def _sentence(fault: dict[str, object]) -> str:
+    location = fault["loc"]
+    assert isinstance(location, tuple)
+    key = ".".join(str(part) for part in location)
+    text = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{key}: {text}" if key else text

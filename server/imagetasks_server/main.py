@@ -1,0 +1,268 @@
+"""Builds every part once, in order; serves; drains. The only module that knows all the others."""
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from imagetasks_server.answers import Answers
+from imagetasks_server.boundary import SERVICE, Boundary
+from imagetasks_server.budget import Allowance, Budget
+from imagetasks_server.clock import Clock, steady_clock
+from imagetasks_server.config import ConfigError, Settings, load
+from imagetasks_server.ec2 import AwsAccount, open_accounts
+from imagetasks_server.errors import Error
+from imagetasks_server.lookups import Lookups
+from imagetasks_server.reader import Reader
+from imagetasks_server.sandbox import sandbox
+from imagetasks_server.service import Service
+from imagetasks_server.targets import Target, Targets
+from imagetasks_server.telemetry import Event, configure_log
+from imagetasks_server.tracked import Registry, Tracked
+from imagetasks_server.upstream import Upstream
+from imagetasks_server.view import Revisions, View
+
+log = structlog.get_logger()
+
+SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+
+SERVER_OPTIONS: Final = (
+    # Two gateways on one port: the second must fail instead of taking every other call.
+    ("grpc.so_reuseport", 0),
+    # A burst of new calls above C-core's default of about 1,000 is refused at random.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    ("grpc.max_concurrent_streams", 100_000),
+    # The largest legal request is far smaller.
+    ("grpc.max_receive_message_length", 1024 * 1024),
+    # A frozen peer is noticed within half a minute; keepalive alone takes a minute.
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `imagetasks-server`. Returns the exit status: 0, or 2 for a bad configuration."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = load(
+            arguments.config,
+            listen=arguments.listen,
+            insecure=arguments.insecure or None,
+            log_level=arguments.log_level,
+        )
+    except ConfigError as error:
+        return _refuse(error)
+    if arguments.check_config:
+        _say_settings(settings)
+        return 0
+    json_lines = not sys.stderr.isatty() if settings.log_json is None else settings.log_json
+    configure_log(settings.log_level, json_lines=json_lines)
+    sandbox_arguments = ["--speed", str(arguments.sandbox_speed)] if arguments.sandbox else None
+    try:
+        _run(_serve(settings, sandbox_arguments))
+    except ConfigError as error:
+        return _refuse(error)
+    return 0
+
+
+def _run(coroutine: Coroutine[None, None, None]) -> None:
+    try:
+        import uvloop  # noqa: PLC0415  # an extra
+    except ImportError:
+        asyncio.run(coroutine)
+    else:
+        uvloop.run(coroutine)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="imagetasks-server",
+        description="The gateway: gRPC in front, Amazon EC2's DescribeStoreImageTasks behind.",
+        epilog="Without configuration: the ambient AWS credentials, all enabled Regions, 127.0.0.1:50051. "
+        "To try it without AWS: imagetasks-server --sandbox",
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (else $IMAGETASKS_CONFIG)")
+    parser.add_argument("--listen", metavar="ADDRESS", help="address:port or unix:/path (127.0.0.1:50051)")
+    parser.add_argument(
+        "--insecure", action="store_true", help="allow plaintext on an address that others can reach"
+    )
+    parser.add_argument(
+        "--log-level", choices=["debug", "info", "warning", "error"], help="least level logged (info)"
+    )
+    parser.add_argument("--sandbox", action="store_true", help="start the sandbox and use it instead of AWS")
+    parser.add_argument(
+        "--sandbox-speed", metavar="FACTOR", type=float, default=1.0, help="how fast its tasks progress (1)"
+    )
+    parser.add_argument(
+        "--check-config", action="store_true", help="check the settings, say what they are, and end"
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"imagetasks-server {importlib.metadata.version('imagetasks')}"
+    )
+    return parser
+
+
+def _refuse(error: ConfigError) -> int:
+    sys.stderr.write(f"imagetasks-server: {error}\n")
+    return 2
+
+
+def _say_settings(settings: Settings) -> None:
+    lines = [f"listens on {settings.listen}"]
+    for account in settings.accounts:
+        source = account.role_arn or (
+            f"profile {account.profile}" if account.profile else "ambient credentials"
+        )
+        regions = ", ".join(account.regions) or "all enabled Regions"
+        lines.append(f"account {account.name}: {source}; {regions}")
+    sys.stdout.write("The configuration is good.\n" + "".join(f"  {line}\n" for line in lines))
+
+
+async def _serve(settings: Settings, sandbox_arguments: Sequence[str] | None) -> None:
+    stop = _stop_signals()
+    clock = steady_clock()
+    log.info(Event.STARTING, version=importlib.metadata.version("imagetasks"))
+    async with contextlib.AsyncExitStack() as stack:
+        if sandbox_arguments is not None:
+            child = await stack.enter_async_context(sandbox(sandbox_arguments))
+            child.adopt()
+            settings = settings.model_copy(update={"accounts": child.accounts})
+            child.ended.add_done_callback(lambda _: _sandbox_ended(stop))
+        builders = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="clients"))
+        accounts = _open(settings, builders)
+        for account in accounts.values():
+            stack.push_async_callback(account.close)
+        targets = Targets(
+            accounts,
+            {each.name: each.regions for each in settings.accounts},
+            clock,
+            expiry=settings.region_expiry,
+            timeout=settings.discovery_timeout,
+        )
+        stack.push_async_callback(targets.close)
+        registry = _registry(settings, accounts, clock)
+        stack.push_async_callback(registry.close)
+        answers = Answers(registry, clock, cache_bytes=settings.answer_cache_bytes)
+        service = Service(targets, registry, answers, clock, default_max_age=settings.default_max_age)
+        boundary = Boundary(clock, default_deadline=settings.default_deadline)
+        server, address, servicer = await _listen(settings, boundary, service)
+        stack.push_async_callback(_drain, server, servicer, boundary, settings.drain_seconds)
+        warming = asyncio.create_task(_warm(targets, accounts, servicer, address))
+        stack.callback(warming.cancel)
+        await stop.wait()
+
+
+def _open(settings: Settings, builders: ThreadPoolExecutor) -> dict[str, AwsAccount]:
+    try:
+        return open_accounts(settings, builders)
+    except Error as error:
+        raise ConfigError(f"accounts.{error.account}: {error.message}") from error
+
+
+def _registry(settings: Settings, accounts: dict[str, AwsAccount], clock: Clock) -> Registry:
+    revisions = Revisions()
+    allowance = Allowance(
+        capacity=settings.budget.capacity,
+        refill=settings.budget.refill,
+        usable=(1 - settings.budget.reserve) * settings.budget.share,
+        initial=settings.budget.initial,
+    )
+
+    def make(target: Target) -> Tracked:
+        view = View(revisions, confirm_after=settings.confirm_removal_after)
+        budget = Budget(allowance, clock)
+        upstream = Upstream(accounts[target.account].read_page(target), budget, timeout=settings.page_timeout)
+        lookups = Lookups(view, upstream, clock, remember_for=settings.remember_lookups_for)
+        return Tracked(view, budget, Reader(view, upstream, clock), lookups)
+
+    return Registry(make)
+
+
+async def _listen(
+    settings: Settings, boundary: Boundary, service: Service
+) -> tuple[grpc.aio.Server, str, health.aio.HealthServicer]:
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server.add_generic_rpc_handlers((boundary.handler(service),))
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = [SERVICE.full_name, health.SERVICE_NAME]
+    if settings.is_local if settings.reflection is None else settings.reflection:
+        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    await _set_health(servicer, NOT_SERVING)
+    try:
+        port = server.add_insecure_port(settings.listen)
+    except RuntimeError:
+        raise ConfigError(f"listen: cannot listen on {settings.listen}; is something else there?") from None
+    await server.start()
+    unix = settings.listen.startswith("unix:")
+    return server, settings.listen if unix else f"{settings.listen.rpartition(':')[0]}:{port}", servicer
+
+
+async def _warm(
+    targets: Targets, accounts: dict[str, AwsAccount], servicer: health.aio.HealthServicer, address: str
+) -> None:
+    """Find out the targets and build their clients, so that the first call finds everything ready."""
+    await targets.discover()
+    known = targets.known()
+    for target in known:
+        try:
+            await accounts[target.account].warm(target.region)
+        except Error as error:
+            log.warning(
+                Event.ACCOUNT_FAILED, account=target.account, region=target.region, text=error.message
+            )
+    await _set_health(servicer, SERVING)
+    log.info(Event.SERVING, address=address, accounts=len(accounts), targets=len(known))
+
+
+async def _drain(
+    server: grpc.aio.Server, servicer: health.aio.HealthServicer, boundary: Boundary, seconds: float
+) -> None:
+    log.info(Event.DRAINING)
+    await servicer.enter_graceful_shutdown()
+    await server.stop(seconds)
+    await boundary.idle()
+    log.info(Event.STOPPED)
+
+
+async def _set_health(servicer: health.aio.HealthServicer, status: int) -> None:
+    for name in ("", SERVICE.full_name):
+        await servicer.set(name, status)
+
+
+def _stop_signals() -> asyncio.Event:
+    """Set on the first SIGINT or SIGTERM; a second one ends the process as it would without us."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def first() -> None:
+        stop.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, first)
+    return stop
+
+
+def _sandbox_ended(stop: asyncio.Event) -> None:
+    if not stop.is_set():
+        log.error(Event.SANDBOX_ENDED)
+        stop.set()

@@ -1,0 +1,96 @@
+"""The sandbox as a child process: an EC2 to try the gateway on, which ends with it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from imagetasks_server.config import AccountSettings, ConfigError
+
+_READY_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 5.0
+
+# What could lead botocore to credentials other than the sandbox's.
+_CREDENTIAL_VARIABLES: Final = (
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_ROLE_ARN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_ENDPOINT_URL_EC2",
+    "AWS_ENDPOINT_URL_STS",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A running sandbox.
+
+    Attributes:
+        endpoint: Its address.
+        environment: What makes an AWS program use it.
+        accounts: The accounts it has.
+        ended: Resolves if it ends by itself.
+    """
+
+    endpoint: str
+    environment: Mapping[str, str]
+    accounts: tuple[AccountSettings, ...]
+    ended: asyncio.Task[int]
+
+    def adopt(self) -> None:
+        """Make this process use it, and no other credentials."""
+        for name in _CREDENTIAL_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(self.environment)
+
+
+@contextlib.asynccontextmanager
+async def sandbox(arguments: Sequence[str] = ()) -> AsyncIterator[Sandbox]:
+    """Start the sandbox, seeded, on a free port; stop it in the end.
+
+    It holds our pipe as its standard input and ends with that, so it goes even if we are killed.
+
+    Raises:
+        ConfigError: It does not start; the extra may be missing.
+    """
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "imagetasks_sandbox", "--port", "0", "--seed"),
+        *("--ready-json", "--exit-with-stdin", *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        # Of its own group: Ctrl-C on a terminal is for the gateway, which ends it in order.
+        start_new_session=True,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    ended = asyncio.create_task(child.wait())
+    try:
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                line = await child.stdout.readline()
+            ready = json.loads(line)
+        except (TimeoutError, ValueError):
+            raise ConfigError(
+                "the sandbox does not start; is it installed (pip install 'imagetasks[sandbox]')?"
+            ) from None
+        accounts = tuple(
+            AccountSettings(name=each["name"], role_arn=each.get("role_arn")) for each in ready["accounts"]
+        )
+        yield Sandbox(ready["endpoint"], ready["environment"], accounts, ended)
+    finally:
+        child.stdin.close()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await child.wait()
+        except TimeoutError:
+            child.kill()
+        await ended

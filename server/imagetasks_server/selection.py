@@ -1,0 +1,237 @@
+"""EC2's rules of choosing and ordering tasks, and the tokens that continue a listing. Pure."""
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.errors import InvalidRequest
+
+MAX_DESCRIBED_IMAGES: Final = 20
+MAX_SELECTED_IMAGES: Final = 200
+MAX_FILTERS: Final = 50
+MAX_FILTER_VALUES: Final = 200
+MAX_RESULTS: Final = 200
+# EC2's S3 limits a bucket's name to 63 characters; patterns may be a little longer.
+MAX_FILTER_VALUE_CHARS: Final = 255
+MAX_TOKEN_CHARS: Final = 64 * 1024
+
+_IMAGE_ID = re.compile(r"ami-(?:[0-9a-f]{8}|[0-9a-f]{17})")
+
+Order: TypeAlias = tuple[int, int, str]
+"""A task's place in a listing: (start time missing, minus start in ns, task id). Newest first."""
+
+
+def order_of(task: pb.StoreImageTaskResult) -> Order:
+    """The task's place in a listing over all targets."""
+    if not task.HasField("task_start_time"):
+        return (1, 0, task.task_id)
+    start = task.task_start_time
+    return (0, -(start.seconds * 1_000_000_000 + start.nanos), task.task_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tasks are meant.
+
+    Attributes:
+        image_ids: Tasks of these AMIs; empty means of any.
+        newest_only: Only the newest task of each AMI, as EC2 answers image ids.
+        patterns: Per filter the member it looks at and the pattern of its values.
+    """
+
+    image_ids: frozenset[str] = frozenset()
+    newest_only: bool = False
+    patterns: tuple[tuple[str, re.Pattern[str]], ...] = ()
+
+    def matches(self, task: pb.StoreImageTaskResult) -> bool:
+        """Whether the task is meant; `newest_only` is for whoever lists them in order."""
+        if self.image_ids and task.ami_id not in self.image_ids:
+            return False
+        return all(
+            task.HasField(member) and pattern.fullmatch(getattr(task, member))  # type: ignore[arg-type]
+            for member, pattern in self.patterns
+        )
+
+
+# The filters EC2 has for this operation, and the member each looks at.
+_FILTERS: Final[Mapping[str, str]] = {"task-state": "ec2_store_task_state", "bucket": "bucket"}
+
+
+def describe_selection(image_ids: Sequence[str], filters: Sequence[pb.Filter]) -> Selection:
+    """EC2's own rules: with image ids filters are ignored and only the newest task of an AMI counts.
+
+    Raises:
+        InvalidRequest: An id or a filter is malformed. Ignored filters must be well formed too.
+    """
+    _check_image_ids("image_ids", image_ids, MAX_DESCRIBED_IMAGES)
+    patterns = _compile_filters("filters", filters)
+    if image_ids:
+        return Selection(image_ids=frozenset(image_ids), newest_only=True)
+    return Selection(patterns=patterns)
+
+
+def selector_selection(selector: pb.TaskSelector) -> Selection:
+    """The gateway's rules: everything given holds together and every task of an AMI counts.
+
+    Raises:
+        InvalidRequest: An id or a filter is malformed.
+    """
+    _check_image_ids("selector.image_ids", selector.image_ids, MAX_SELECTED_IMAGES)
+    return Selection(
+        image_ids=frozenset(selector.image_ids),
+        patterns=_compile_filters("selector.filters", selector.filters),
+    )
+
+
+def _check_image_ids(where: str, image_ids: Sequence[str], most: int) -> None:
+    if len(image_ids) > most:
+        raise InvalidRequest(where, f"at most {most} image ids, not {len(image_ids)}")
+    for index, image_id in enumerate(image_ids):
+        if not _IMAGE_ID.fullmatch(image_id):
+            raise InvalidRequest(
+                f"{where}[{index}]",
+                f'"{image_id[:64]}" is not an AMI id: "ami-" and 8 or 17 hexadecimal digits',
+                reason="IMAGE_ID_MALFORMED",
+            )
+
+
+def _compile_filters(where: str, filters: Sequence[pb.Filter]) -> tuple[tuple[str, re.Pattern[str]], ...]:
+    if len(filters) > MAX_FILTERS:
+        raise InvalidRequest(where, f"at most {MAX_FILTERS} filters, not {len(filters)}")
+    if sum(len(each.values) for each in filters) > MAX_FILTER_VALUES:
+        raise InvalidRequest(where, f"at most {MAX_FILTER_VALUES} values in all")
+    compiled = []
+    for index, each in enumerate(filters):
+        at = f"{where}[{index}]"
+        if each.name not in _FILTERS:
+            names = " or ".join(f'"{name}"' for name in _FILTERS)
+            raise InvalidRequest(f"{at}.name", f'The filter "{each.name[:64]}" is invalid: {names}')
+        if not each.values:
+            raise InvalidRequest(f"{at}.values", "at least one value")
+        if any(len(value) > MAX_FILTER_VALUE_CHARS for value in each.values):
+            raise InvalidRequest(f"{at}.values", f"at most {MAX_FILTER_VALUE_CHARS} characters a value")
+        compiled.append((_FILTERS[each.name], _pattern(each.values)))
+    return tuple(compiled)
+
+
+def _pattern(values: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(_wildcard(value) for value in values), re.DOTALL)
+
+
+def _wildcard(value: str) -> str:
+    """EC2's wildcards as a regular expression that never backtracks over an earlier "*"."""
+    pieces = [""]  # what stands between the stars
+    characters = iter(value)
+    for character in characters:
+        if character == "*":
+            pieces.append("")
+        elif character == "?":
+            pieces[-1] += "."
+        else:
+            literal = next(characters, "\\") if character == "\\" else character
+            pieces[-1] += re.escape(literal)
+    first, *rest = pieces
+    if not rest:
+        return first
+    # The leftmost place for a middle piece is always good enough, so it need not be tried again.
+    *middle, last = rest
+    return first + "".join(f"(?>.*?{piece})" for piece in middle if piece) + ".*" + last
+
+
+def fingerprint(*parts: object) -> str:
+    """A short digest of a question, the same in every process."""
+    text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"), default=list)
+    return hashlib.blake2b(text.encode(), digest_size=9).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class PageToken:
+    """Where a listing over many targets goes on. Nothing of it is kept on the server.
+
+    Attributes:
+        question: Fingerprint of the request as sent.
+        after: The last listed task's place.
+        floor: Unix seconds; states older than this may not answer further pages.
+        targets: Account names to the Regions that have answered every page so far.
+    """
+
+    question: str
+    after: Order
+    floor: float
+    targets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def encode(self) -> str:
+        """The token as sent: URL-safe text with a checksum."""
+        # Most accounts have the same Regions: say each list once.
+        by_regions: dict[tuple[str, ...], list[str]] = {}
+        for account, regions in self.targets.items():
+            by_regions.setdefault(tuple(sorted(regions)), []).append(account)
+        body = json.dumps(
+            [self.question, list(self.after), self.floor, [[a, list(r)] for r, a in by_regions.items()]],
+            separators=(",", ":"),
+        )
+        packed = zlib.compress(body.encode(), 6)
+        return base64.urlsafe_b64encode(_checksum(packed) + packed).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str, question: str) -> "PageToken":
+        """Read a token back.
+
+        Raises:
+            InvalidRequest: It is damaged, or belongs to another question.
+        """
+        try:
+            token = cls._parse(text)
+        except (ValueError, TypeError, KeyError, zlib.error, binascii.Error, RecursionError):
+            raise InvalidRequest(
+                "next_token", "is damaged or not of this gateway", reason="PAGE_TOKEN_INVALID"
+            ) from None
+        if token.question != question:
+            raise InvalidRequest(
+                "next_token",
+                "belongs to another question: only max_results, max_age and forbid_stale may change",
+                reason="PAGE_TOKEN_INVALID",
+            )
+        return token
+
+    @classmethod
+    def _parse(cls, text: str) -> "PageToken":
+        if len(text) > MAX_TOKEN_CHARS:
+            raise ValueError
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        checksum, packed = raw[:8], raw[8:]
+        if _checksum(packed) != checksum:
+            raise ValueError
+        inflate = zlib.decompressobj()
+        body = inflate.decompress(packed, 16 * MAX_TOKEN_CHARS)
+        if inflate.unconsumed_tail or not inflate.eof:
+            raise ValueError
+        question, (missing, start, task_id), floor, groups = json.loads(body)
+        token = cls(
+            question=question,
+            after=(missing, start, task_id),
+            floor=floor,
+            targets={account: tuple(regions) for accounts, regions in groups for account in accounts},
+        )
+        well_formed = (
+            isinstance(question, str)
+            and type(missing) is int
+            and type(start) is int
+            and isinstance(task_id, str)
+            and type(floor) is float
+        )
+        if not well_formed:
+            raise ValueError
+        return token
+
+
+def _checksum(packed: bytes) -> bytes:
+    # Against damage, not against forgery: a page is authorised anew, whatever its token says.
+    return hashlib.blake2b(packed, digest_size=8, person=b"imagetasks").digest()

@@ -1,0 +1,194 @@
+"""The RPCs: check the request, ask below, answer. Nothing here waits, merges or speaks to AWS."""
+
+import contextlib
+import importlib.metadata
+import re
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from google.protobuf.duration_pb2 import Duration
+
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.answers import Answers, Place, Question
+from imagetasks_server.clock import Clock, timestamp
+from imagetasks_server.errors import InvalidRequest, Unimplemented
+from imagetasks_server.selection import (
+    MAX_RESULTS,
+    PageToken,
+    Selection,
+    describe_selection,
+    fingerprint,
+    selector_selection,
+)
+from imagetasks_server.targets import Target, Targets
+from imagetasks_server.tracked import Registry
+
+MAX_NAMES: Final = 2000
+NANOS: Final = 1_000_000_000
+
+_ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_REGION = re.compile(r"[a-z]{2,4}(?:-[a-z]{2,12}){1,3}-[0-9]{1,2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the boundary knows of a call.
+
+    Attributes:
+        deadline: Unix seconds at which the answer must be there.
+    """
+
+    deadline: float
+
+
+class Service:
+    """StoreImageTaskService.
+
+    Args:
+        targets: Which accounts and Regions there are.
+        registry: What is kept of each.
+        answers: Answers questions over them.
+        clock: Unix seconds.
+        default_max_age: Seconds an answer may be old where the request does not say.
+    """
+
+    def __init__(
+        self, targets: Targets, registry: Registry, answers: Answers, clock: Clock, *, default_max_age: float
+    ) -> None:
+        self._targets = targets
+        self._registry = registry
+        self._answers = answers
+        self._clock = clock
+        self._default_max_age = default_max_age
+
+    async def describe_store_image_tasks(
+        self, request: pb.DescribeStoreImageTasksRequest, call: Call
+    ) -> bytes:
+        """One page, as a serialised DescribeStoreImageTasksResponse."""
+        selection = describe_selection(request.image_ids, request.filters)
+        page_size = _page_size(request)
+        _check_names(request.accounts, request.regions)
+        print_ = _fingerprint(request)
+        token = PageToken.decode(request.next_token, print_) if request.next_token else None
+        floor = token.floor if token else None
+        question = self._question(selection, request, call, not_before=floor)
+        resolution = await self._targets.resolve(request.accounts, request.regions)
+        if request.dry_run:
+            return await self._answers.permissions(question, resolution)
+        return await self._answers.describe(question, Place(print_, page_size, token), resolution)
+
+    def stream_store_image_tasks(
+        self, request: pb.StreamStoreImageTasksRequest, call: Call
+    ) -> AsyncGenerator[pb.StreamStoreImageTasksResponse]:
+        """Pages, outcomes and a summary."""
+        return self._stream(request, call)
+
+    async def list_targets(self, request: pb.ListTargetsRequest, call: Call) -> pb.ListTargetsResponse:
+        """The targets and how the gateway stands with each."""
+        del call
+        _check_names(request.accounts, request.regions)
+        resolution = await self._targets.resolve(request.accounts, request.regions)
+        states = [self._state(target) for target in resolution.targets]
+        states += [
+            pb.TargetState(target=target.message(), last_error=error.status())
+            for target, error in resolution.failed
+        ]
+        states.sort(key=lambda state: (state.target.account, state.target.region))
+        return pb.ListTargetsResponse(targets=states, server_version=importlib.metadata.version("imagetasks"))
+
+    def watch_store_image_tasks(
+        self, request: pb.WatchStoreImageTasksRequest, call: Call
+    ) -> AsyncGenerator[pb.WatchStoreImageTasksResponse]:
+        """Not there yet."""
+        del request, call
+        _not_there_yet()
+
+    async def wait_store_image_tasks(
+        self, request: pb.WaitStoreImageTasksRequest, call: Call
+    ) -> pb.WaitStoreImageTasksResponse:
+        """Not there yet."""
+        del request, call
+        _not_there_yet()
+
+    async def _stream(
+        self, request: pb.StreamStoreImageTasksRequest, call: Call
+    ) -> AsyncGenerator[pb.StreamStoreImageTasksResponse]:
+        selector = request.selector
+        selection = selector_selection(selector)
+        _check_names(selector.accounts, selector.regions, "selector.")
+        question = self._question(selection, request, call)
+        resolution = await self._targets.resolve(selector.accounts, selector.regions)
+        async with contextlib.aclosing(self._answers.stream(question, resolution)) as messages:
+            async for message in messages:
+                yield message
+
+    def _question(
+        self,
+        selection: Selection,
+        request: pb.DescribeStoreImageTasksRequest | pb.StreamStoreImageTasksRequest,
+        call: Call,
+        *,
+        not_before: float | None = None,
+    ) -> Question:
+        max_age = (
+            _seconds("max_age", request.max_age) if request.HasField("max_age") else self._default_max_age
+        )
+        if not_before is None:
+            not_before = self._clock() - max_age
+        return Question(selection, not_before, request.forbid_stale, call.deadline)
+
+    def _state(self, target: Target) -> pb.TargetState:
+        tracked = self._registry.of(target)
+        view, budget = tracked.view, tracked.budget
+        state = pb.TargetState(
+            target=target.message(),
+            budget=pb.Budget(
+                available=budget.available(), capacity=budget.capacity, refill_per_second=budget.refill
+            ),
+            region_source=self._targets.source(target.account),
+            task_count=len(view),
+            in_progress_count=view.in_progress,
+        )
+        if view.read_time is not None:
+            state.read_time.CopyFrom(timestamp(view.read_time))
+        if tracked.reader.last_error is not None:
+            state.last_error.CopyFrom(tracked.reader.last_error.at(target.account, target.region).status())
+        return state
+
+
+def _fingerprint(request: pb.DescribeStoreImageTasksRequest) -> str:
+    filters = [(each.name, list(each.values)) for each in request.filters]
+    return fingerprint(list(request.image_ids), filters, list(request.accounts), list(request.regions))
+
+
+def _page_size(request: pb.DescribeStoreImageTasksRequest) -> int | None:
+    if not request.HasField("max_results"):
+        return None
+    if not 1 <= request.max_results <= MAX_RESULTS:
+        raise InvalidRequest("max_results", f"1 to {MAX_RESULTS}, not {request.max_results}")
+    if request.image_ids:
+        raise InvalidRequest("max_results", "not together with image_ids", reason="FIELD_CONFLICT")
+    return request.max_results
+
+
+def _check_names(accounts: Sequence[str], regions: Sequence[str], prefix: str = "") -> None:
+    for field, names, pattern, what in (
+        ("accounts", accounts, _ACCOUNT, "an account's name: letters, digits, '_', '.' and '-'"),
+        ("regions", regions, _REGION, 'a Region, as "eu-central-1"'),
+    ):
+        if len(names) > MAX_NAMES:
+            raise InvalidRequest(f"{prefix}{field}", f"at most {MAX_NAMES}")
+        for index, name in enumerate(names):
+            if not pattern.fullmatch(name):
+                raise InvalidRequest(f"{prefix}{field}[{index}]", f"{name[:64]!r} is not {what}")
+
+
+def _seconds(field: str, duration: Duration) -> float:
+    if duration.seconds < 0 or not 0 <= duration.nanos < NANOS:
+        raise InvalidRequest(field, "not negative, and nanos below one second")
+    return duration.seconds + duration.nanos / NANOS
+
+
+def _not_there_yet() -> NoReturn:
+    raise Unimplemented("NOT_IMPLEMENTED", "this version of the gateway does not have the method yet")

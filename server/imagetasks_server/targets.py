@@ -1,0 +1,227 @@
+"""Accounts and Regions: which targets exist, and which a request means.
+
+An account is a configured name. What shares a view and a budget is (partition, 12-digit account id,
+Region): STS is asked once which account the credentials are of. The Regions are configured, or what
+EC2's DescribeRegions calls enabled; that list is good for a while, the last known one is used while
+it cannot be asked again, and an account about which nothing is known is an error, never "all".
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+import structlog
+
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.clock import Clock
+from imagetasks_server.errors import Error, NotFound, Unavailable
+from imagetasks_server.telemetry import Event
+
+log = structlog.get_logger()
+
+DISCOVERED: Final = pb.REGION_SOURCE_DISCOVERED
+CONFIGURED: Final = pb.REGION_SOURCE_CONFIGURED
+LAST_KNOWN: Final = pb.REGION_SOURCE_LAST_KNOWN
+
+# Seconds before a failed discovery is tried again by itself, so that a dead STS is not asked by every call.
+RETRY_AFTER: Final = 5.0
+
+
+class TargetKey(NamedTuple):
+    """What shares a view and a budget."""
+
+    partition: str
+    account_id: str
+    region: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Target:
+    """One account in one Region, under the name it is asked by."""
+
+    account: str
+    region: str
+    account_id: str = ""
+    partition: str = ""
+
+    @property
+    def key(self) -> TargetKey:
+        """What it shares with other names of the same account."""
+        return TargetKey(self.partition, self.account_id, self.region)
+
+    def message(self) -> pb.Target:
+        """The target as in the contract."""
+        return pb.Target(
+            account=self.account, account_id=self.account_id, region=self.region, partition=self.partition
+        )
+
+
+class Identity(NamedTuple):
+    """What STS says of an account's credentials."""
+
+    partition: str
+    account_id: str
+
+
+class Account(Protocol):
+    """What must be known of an account to discover its targets."""
+
+    async def identity(self) -> Identity:
+        """Ask STS. Raises `Error`."""
+        ...
+
+    async def enabled_regions(self) -> Sequence[str]:
+        """Ask EC2's DescribeRegions. Raises `Error`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a request's accounts and Regions mean.
+
+    Attributes:
+        targets: In order of account and Region.
+        failed: Accounts whose targets could not be found out, and why.
+    """
+
+    targets: tuple[Target, ...]
+    failed: tuple[tuple[Target, Error], ...] = ()
+
+
+class _Discovery:
+    """What is known of one account's targets."""
+
+    def __init__(
+        self, name: str, account: Account, configured: Sequence[str], clock: Clock, expiry: float
+    ) -> None:
+        self.name = name
+        self.targets: tuple[Target, ...] = ()
+        self.source = CONFIGURED if configured else pb.REGION_SOURCE_UNSPECIFIED
+        self.error: Error | None = None
+        self._account = account
+        self._configured = tuple(configured)
+        self._clock = clock
+        self._expiry = expiry
+        self._good_until = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> asyncio.Task[None] | None:
+        """The discovery that runs, begun if it is due; None if what is known is good."""
+        if self._task is None and self._clock() >= self._good_until:
+            self._task = asyncio.create_task(self._discover())
+            self._task.add_done_callback(self._ended)
+        return self._task
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _discover(self) -> None:
+        identity = await self._account.identity()
+        regions = self._configured or await self._account.enabled_regions()
+        self.targets = tuple(
+            Target(self.name, region, identity.account_id, identity.partition) for region in sorted(regions)
+        )
+        self.source = CONFIGURED if self._configured else DISCOVERED
+        self.error = None
+        self._good_until = self._clock() + self._expiry
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        self._good_until = self._clock() + RETRY_AFTER
+        if not isinstance(error, Error):
+            log.error(Event.ACCOUNT_FAILED, account=self.name, exc_info=error)
+            error = Unavailable("INTERNAL", "finding out the account's Regions failed inside the gateway")
+        else:
+            log.warning(Event.ACCOUNT_FAILED, account=self.name, reason=error.reason, text=error.message)
+        self.error = error.at(self.name)
+        if self.targets and self.source == DISCOVERED:
+            self.source = LAST_KNOWN
+
+
+class Targets:
+    """All accounts and their Regions.
+
+    Args:
+        accounts: By configured name.
+        configured: Per account its configured Regions; empty: to be discovered.
+        clock: Unix seconds.
+        expiry: Seconds for which a discovery is good.
+        timeout: Seconds a caller waits for the first one.
+    """
+
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        configured: Mapping[str, Sequence[str]],
+        clock: Clock,
+        *,
+        expiry: float,
+        timeout: float,
+    ) -> None:
+        self._timeout = timeout
+        self._discoveries = {
+            name: _Discovery(name, account, configured.get(name, ()), clock, expiry)
+            for name, account in sorted(accounts.items())
+        }
+
+    async def discover(self, names: Iterable[str] | None = None) -> None:
+        """Find out what is not known yet, of these accounts or of all, and wait for it for a while."""
+        wanted = [self._discoveries[name] for name in (self._discoveries if names is None else names)]
+        # A list that has only expired is renewed meanwhile; nobody waits for that.
+        running = [(each, each.start()) for each in wanted]
+        unknown = [task for each, task in running if task is not None and not each.targets]
+        if unknown:
+            await asyncio.wait(unknown, timeout=self._timeout)
+
+    async def resolve(self, accounts: Sequence[str], regions: Sequence[str]) -> Resolution:
+        """The existing pairs of these accounts and Regions; empty: all.
+
+        Raises:
+            NotFound: An account does not exist, or none of the accounts has one of the Regions.
+        """
+        for name in accounts:
+            if name not in self._discoveries:
+                raise NotFound("UNKNOWN_ACCOUNT", f"There is no account {name!r}", account=name)
+        names = sorted(set(accounts)) or list(self._discoveries)
+        await self.discover(names)
+        targets: list[Target] = []
+        failed: list[tuple[Target, Error]] = []
+        for name in names:
+            known = self._discoveries[name]
+            if known.targets:
+                targets.extend(known.targets)
+            else:
+                failed.append((Target(name, ""), known.error or _still_out(name)))
+        if regions:
+            found = {target.region for target in targets}
+            for region in regions:
+                # While an account is unknown, any Region may be one of its.
+                if region not in found and not failed:
+                    raise NotFound(
+                        "UNKNOWN_REGION", f"None of the accounts has Region {region!r}", region=region
+                    )
+            targets = [target for target in targets if target.region in regions]
+        return Resolution(tuple(targets), tuple(failed))
+
+    def source(self, account: str) -> "pb.RegionSource.ValueType":
+        """Where an account's list of Regions came from."""
+        return self._discoveries[account].source
+
+    def known(self) -> list[Target]:
+        """All targets found out so far."""
+        return [target for each in self._discoveries.values() for target in each.targets]
+
+    async def close(self) -> None:
+        """End running discoveries."""
+        for each in self._discoveries.values():
+            await each.close()
+
+
+def _still_out(account: str) -> Error:
+    return Unavailable("AWS_TIMEOUT", "AWS has not yet told which Regions the account has", account=account)

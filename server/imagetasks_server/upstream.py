@@ -1,0 +1,108 @@
+"""The seam to AWS as the gateway sees it: one call to EC2 for one target, paid and limited in time.
+
+`main` fills `ReadPage` with `ec2`, tests fill it with a fake; one contract suite runs on both.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.budget import Budget
+from imagetasks_server.errors import NotFound, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What one call asks EC2.
+
+    Attributes:
+        image_ids: EC2's ImageIds, at most 20; empty lists all tasks.
+        dry_run: EC2's DryRun.
+    """
+
+    image_ids: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """EC2's answer to one call.
+
+    Attributes:
+        tasks: In EC2's order, complete with target and task id.
+        next_token: EC2's token of the next page; None on the last.
+    """
+
+    tasks: Sequence[pb.StoreImageTaskResult]
+    next_token: str | None = None
+
+
+class ReadPage(Protocol):
+    """One call to EC2 for one target.
+
+    Raises:
+        PageExpired: EC2 no longer takes the token.
+        ImagesNotFound: EC2 does not know some of the image ids.
+        Error: Whatever else went wrong; a dry run always ends in an error, as EC2's does.
+    """
+
+    async def __call__(self, query: Query, token: str | None) -> Page:
+        """Ask EC2."""
+        ...
+
+
+class PageExpired(Unavailable):
+    """EC2 no longer takes its own page token."""
+
+    def __init__(self, message: str, *, aws_code: str = "", aws_request_id: str = "") -> None:
+        super().__init__("AWS_PAGE_EXPIRED", message, aws_code=aws_code, aws_request_id=aws_request_id)
+
+
+class ImagesNotFound(NotFound):
+    """EC2 does not know some of the image ids, in EC2's words."""
+
+    def __init__(self, image_ids: Iterable[str], *, aws_request_id: str = "") -> None:
+        self.image_ids = tuple(sorted(set(image_ids)))
+        names = ", ".join(self.image_ids)
+        text = (
+            f"The image id '[{names}]' does not exist"
+            if len(self.image_ids) == 1
+            else f"The image ids '[{names}]' do not exist"
+        )
+        super().__init__(
+            "IMAGE_NOT_FOUND", text, aws_code="InvalidAMIID.NotFound", aws_request_id=aws_request_id
+        )
+
+
+class Upstream:
+    """EC2, for one target.
+
+    Args:
+        read_page: Asks EC2.
+        budget: What pays for it.
+        timeout: Seconds one call may take, its retries included.
+    """
+
+    def __init__(self, read_page: ReadPage, budget: Budget, *, timeout: float) -> None:
+        self.budget = budget
+        self._read_page = read_page
+        self._timeout = timeout
+
+    async def pay(self) -> None:
+        """Wait until the budget has paid for one call."""
+        while not self.budget.pay():  # noqa: ASYNC110  # nothing but time helps
+            await asyncio.sleep(self.budget.wait())
+
+    async def ask(self, query: Query, token: str | None = None) -> Page:
+        """One call that has been paid.
+
+        Raises:
+            Error: As `ReadPage`; Unavailable when it takes too long.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._read_page(query, token)
+        except TimeoutError:
+            raise Unavailable("AWS_TIMEOUT", f"EC2 did not answer within {self._timeout:g} s") from None

@@ -1,0 +1,286 @@
+"""What is known of one target: its tasks, their numbered changes, when they were read.
+
+Pure: no I/O, no clock of its own; every time comes with a read. Every change takes the next number
+of one counter, the process's revision, so that changes of many views can be merged and "what changed
+after R" is a question each view answers from the end of its own list.
+
+Truth rules:
+
+- a task that ended stays ended, and a percentage never gets smaller;
+- a task absent from one full read is still there (EC2 is eventually consistent); it is removed when
+  a second full read that started at least `confirm_after` later lacks it too, or when it is absent
+  and older than the 31 days EC2 shows;
+- a task that EC2 lists twice, because the list moved while it was read, counts once.
+
+A task's message is never changed once it is here: callers may hold it. Each full read replaces even
+equal messages by its own, so that the memory of old reads, which messages share, is let go.
+"""
+
+import bisect
+import itertools
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.selection import Order, Selection, order_of
+
+HISTORY_SECONDS: Final = 31 * 86400.0
+
+IN_PROGRESS: Final = pb.STORE_TASK_STATE_IN_PROGRESS
+_ENDED: Final = frozenset({pb.STORE_TASK_STATE_COMPLETED, pb.STORE_TASK_STATE_FAILED})
+_AGED_OUT: Final = pb.TaskChange.REMOVAL_REASON_AGED_OUT
+_NOT_REPORTED: Final = pb.TaskChange.REMOVAL_REASON_NOT_REPORTED
+
+
+@dataclass(slots=True, eq=False)
+class Listing:
+    """One read of EC2 on its way into a view, page by page.
+
+    Attributes:
+        started: Unix seconds at which the read began.
+        full: It lists all of EC2's 31 days.
+        seen: Ids of the tasks it has listed.
+    """
+
+    started: float
+    full: bool = True
+    seen: set[str] = field(default_factory=set)
+
+
+class Revisions:
+    """The process's counter of changes."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def take(self) -> int:
+        """The next number."""
+        self.last += 1
+        return self.last
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One task of a view.
+
+    Attributes:
+        task: Its newest state. The message is never changed, only replaced.
+        order: Its place in a listing.
+        created: Revision at which it appeared.
+        changed: Revision of its last change.
+        transitions: Each revision at which its state changed, with the state before.
+        absent_since: Start of the first full read in a row that lacked it.
+        removed: Why it is a tombstone; None while it lives.
+        removed_at: Start of the read that removed it.
+    """
+
+    task: pb.StoreImageTaskResult
+    order: Order
+    created: int
+    changed: int
+    transitions: list[tuple[int, str]] = field(default_factory=list)
+    absent_since: float | None = None
+    removed: "pb.TaskChange.RemovalReason.ValueType | None" = None
+    removed_at: float = 0.0
+
+    def state_at(self, revision: int) -> str:
+        """EC2's word for the task's state as it was at a revision not before `created`."""
+        for changed, before in self.transitions:
+            if changed > revision:
+                return before
+        return self.task.ec2_store_task_state
+
+
+class View:
+    """The tasks of one target.
+
+    Attributes:
+        read_time: Unix seconds at which the newest complete read started; None before the first.
+        revision: Number of the newest change here; 0 before the first.
+        floor: Changes up to this number may be incomplete: a tombstone was dropped. A place in the
+            list before it cannot be continued.
+        contradictions: How often EC2 changed a finished task or took one back.
+    """
+
+    def __init__(
+        self,
+        revisions: Revisions,
+        *,
+        confirm_after: float = 5.0,
+        keep_tombstones: int = 4096,
+        keep_tombstones_for: float = 600.0,
+    ) -> None:
+        self.read_time: float | None = None
+        self.revision = 0
+        self.floor = 0
+        self.contradictions = 0
+        self._revisions = revisions
+        self._confirm_after = confirm_after
+        self._keep_tombstones = keep_tombstones
+        self._keep_tombstones_for = keep_tombstones_for
+        # By task id, in order of the last change: a changed entry moves to the end.
+        self._entries: dict[str, Entry] = {}
+        self._tombstones = 0
+        self._listed: list[Entry] | None = []
+        self._in_progress = 0
+
+    def __len__(self) -> int:
+        return len(self._entries) - self._tombstones
+
+    @property
+    def in_progress(self) -> int:
+        """How many tasks have not ended, those in a state unknown to us included."""
+        return self._in_progress
+
+    def listed(self) -> list[Entry]:
+        """The living tasks, newest first. Not to be changed."""
+        if self._listed is None:
+            living = (entry for entry in self._entries.values() if entry.removed is None)
+            self._listed = sorted(living, key=_order)
+        return self._listed
+
+    def selected(self, selection: Selection, after: Order | None = None) -> Iterator[Entry]:
+        """The living tasks that are meant, newest first, from behind a place in the order."""
+        entries = self.listed()
+        if selection.newest_only:
+            # An older task of an AMI never counts, wherever the listing goes on.
+            newest = {
+                entry.task.ami_id: entry for entry in reversed(entries) if selection.matches(entry.task)
+            }
+            chosen = sorted(newest.values(), key=_order)
+            return iter(chosen[_place(chosen, after) :])
+        start = _place(entries, after)
+        return (entry for entry in itertools.islice(entries, start, None) if selection.matches(entry.task))
+
+    def changed_after(self, revision: int) -> list[Entry]:
+        """Entries whose last change came after `revision`, tombstones included, oldest first."""
+        changes = []
+        for entry in reversed(self._entries.values()):
+            if entry.changed <= revision:
+                break
+            changes.append(entry)
+        changes.reverse()
+        return changes
+
+    def apply(self, listing: Listing, tasks: Iterable[pb.StoreImageTaskResult]) -> list[Entry]:
+        """Apply a page of a read. Returns its entries as EC2 listed them, each once in the whole read."""
+        entries = []
+        for task in tasks:
+            entry = self._apply(task, rehome=listing.full)
+            # Listed again because the list moved meanwhile: perhaps newer, never a second row.
+            if task.task_id not in listing.seen:
+                listing.seen.add(task.task_id)
+                entries.append(entry)
+        return entries
+
+    def finish(self, listing: Listing) -> None:
+        """The read is complete. A full read also tells what may be gone."""
+        if not listing.full:
+            return
+        self._miss(listing)
+        self._bury(listing.started)
+        self.read_time = max(listing.started, self.read_time or listing.started)
+
+    def _apply(self, task: pb.StoreImageTaskResult, *, rehome: bool) -> Entry:
+        entry = self._entries.get(task.task_id)
+        if entry is None or entry.removed is not None:
+            return self._add(task)
+        entry.absent_since = None
+        kept = entry.task
+        if task == kept:
+            if rehome:
+                entry.task = task
+            return entry
+        if kept.store_task_state in _ENDED:
+            self.contradictions += 1
+            if task.store_task_state not in _ENDED:
+                return entry
+        newer = _never_back(kept, task)
+        if newer != kept:
+            self._change(entry, newer)
+        elif rehome:
+            entry.task = newer
+        return entry
+
+    def _add(self, task: pb.StoreImageTaskResult) -> Entry:
+        if self._entries.pop(task.task_id, None) is not None:
+            self._tombstones -= 1
+        self.revision = self._revisions.take()
+        entry = Entry(task=task, order=order_of(task), created=self.revision, changed=self.revision)
+        self._entries[task.task_id] = entry
+        self._in_progress += task.store_task_state not in _ENDED
+        self._listed = None
+        return entry
+
+    def _change(self, entry: Entry, task: pb.StoreImageTaskResult) -> None:
+        self._touch(entry)
+        before, after = entry.task.ec2_store_task_state, task.ec2_store_task_state
+        if before != after:
+            entry.transitions.append((entry.changed, before))
+        self._in_progress -= entry.task.store_task_state not in _ENDED
+        self._in_progress += task.store_task_state not in _ENDED
+        entry.task = task
+
+    def _touch(self, entry: Entry) -> None:
+        self.revision = entry.changed = self._revisions.take()
+        self._entries[entry.task.task_id] = self._entries.pop(entry.task.task_id)
+
+    def _miss(self, listing: Listing) -> None:
+        missing = [e for key, e in self._entries.items() if key not in listing.seen and e.removed is None]
+        for entry in missing:
+            if entry.absent_since is None:
+                entry.absent_since = listing.started
+            if _is_older_than_history(entry.task, listing.started):
+                self._remove(entry, _AGED_OUT, listing.started)
+            elif listing.started - entry.absent_since >= self._confirm_after:
+                self._remove(entry, _NOT_REPORTED, listing.started)
+
+    def _remove(self, entry: Entry, reason: "pb.TaskChange.RemovalReason.ValueType", started: float) -> None:
+        self._touch(entry)
+        entry.removed, entry.removed_at = reason, started
+        self._in_progress -= entry.task.store_task_state not in _ENDED
+        self._tombstones += 1
+        self._listed = None
+
+    def _bury(self, now: float) -> None:
+        """Drop the oldest tombstones: those past their time, and what is above the number kept."""
+        if not self._tombstones:
+            return
+        dead = [key for key, entry in self._entries.items() if entry.removed is not None]
+        for key in dead:
+            entry = self._entries[key]
+            expired = now - entry.removed_at >= self._keep_tombstones_for
+            if not expired and self._tombstones <= self._keep_tombstones:
+                break
+            del self._entries[key]
+            self._tombstones -= 1
+            self.floor = entry.changed
+
+
+_order = operator.attrgetter("order")
+
+
+def _place(entries: list[Entry], after: Order | None) -> int:
+    return 0 if after is None else bisect.bisect_right(entries, after, key=_order)
+
+
+def _never_back(kept: pb.StoreImageTaskResult, task: pb.StoreImageTaskResult) -> pb.StoreImageTaskResult:
+    """The newer state, unless it goes back."""
+    if not kept.HasField("progress_percentage"):
+        return task
+    if task.HasField("progress_percentage"):
+        if task.progress_percentage >= kept.progress_percentage:
+            return task
+    elif task.store_task_state in _ENDED:
+        return task
+    # An older percentage came late, or none: the rest of the news counts.
+    merged = pb.StoreImageTaskResult()
+    merged.CopyFrom(task)
+    merged.progress_percentage = kept.progress_percentage
+    return merged
+
+
+def _is_older_than_history(task: pb.StoreImageTaskResult, now: float) -> bool:
+    return task.HasField("task_start_time") and task.task_start_time.seconds < now - HISTORY_SECONDS
