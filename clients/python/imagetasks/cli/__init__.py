@@ -101,4 +101,5 @@ def _run(arguments: list[str]) -> int:
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         # Read only when asked for: finding the distribution takes longer than all the rest.
-        parser.exit(message=f"imagetasks {import_module('imagetasks').__version__}\n")
+        sys.stdout.write(f"imagetasks {import_module('imagetasks').__version__}\n")
+        parser.exit()

@@ -194,7 +194,7 @@ class _Table:
             task.ec2_store_task_state or "-",
             f"{task.progress_percentage}%" if task.HasField("progress_percentage") else "-",
             instant(task.task_start_time) if task.HasField("task_start_time") else "-",
-            f"{task.bucket}/{task.s3_object_key}",
+            f"{task.bucket}/{task.s3_object_key}".strip("/") or "-",
             task.store_task_failure_reason,
         )
 
