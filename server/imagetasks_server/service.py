@@ -10,9 +10,10 @@ from typing import Final, NoReturn
 from google.protobuf.duration_pb2 import Duration
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server.answers import Answers, Place, Question
+from imagetasks_server.answers import Answers, Place
 from imagetasks_server.clock import Clock, timestamp
 from imagetasks_server.errors import InvalidRequest, Unimplemented
+from imagetasks_server.parts import Question
 from imagetasks_server.selection import (
     MAX_RESULTS,
     PageToken,

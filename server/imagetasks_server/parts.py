@@ -1,0 +1,195 @@
+"""One target's part of an answer, from the question to its outcome."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.clock import Clock, timestamp
+from imagetasks_server.errors import DeadlineExceeded, Error
+from imagetasks_server.reader import Ear, Read
+from imagetasks_server.selection import Selection
+from imagetasks_server.targets import Target
+from imagetasks_server.tracked import Tracked
+from imagetasks_server.view import View
+
+# An unfinished target gets its outcome this long before the caller's deadline, so that the rest arrives.
+_MARGIN_SECONDS = 0.5
+_MARGIN_PART = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of the targets.
+
+    Attributes:
+        selection: Which tasks.
+        not_before: Unix seconds; states read before then are too old.
+        forbid_stale: Rather no state than one that is too old.
+        deadline: Unix seconds at which the answer must be there.
+    """
+
+    selection: Selection
+    not_before: float
+    forbid_stale: bool
+    deadline: float
+
+    def seconds_left(self, clock: Clock) -> float:
+        """Seconds until unfinished targets get their outcome."""
+        left = self.deadline - clock()
+        return max(0.0, left - min(_MARGIN_SECONDS, left * _MARGIN_PART))
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """One target's part of an answer.
+
+    Attributes:
+        target: The target, under the name it was asked by.
+        tracked: What is kept of it; None if that cannot be known.
+        read: The read it waits or waited for; None if what is known was fresh enough.
+        settled: How it ends has been decided.
+        source: Where its tasks come from.
+        read_time: Unix seconds at which the read began that they are from.
+        error: Why it did not answer as asked.
+        streamed: The read's pages are passed on while it runs.
+    """
+
+    target: Target
+    tracked: Tracked | None = None
+    read: Read | None = None
+    settled: bool = False
+    source: "pb.Source.ValueType" = pb.SOURCE_NONE
+    read_time: float | None = None
+    error: Error | None = None
+    streamed: bool = False
+
+    @property
+    def view(self) -> View:
+        """What is known of the target."""
+        assert self.tracked is not None
+        return self.tracked.view
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the view's tasks belong into the answer."""
+        return self.source != pb.SOURCE_NONE and not (self.source == pb.SOURCE_LIVE and self.error)
+
+    def is_fresh(self, question: Question) -> bool:
+        """Whether nothing must be read."""
+        assert self.tracked is not None
+        return self.tracked.reader.is_fresh(question.not_before)
+
+    def answer(self) -> None:
+        """It answered as asked."""
+        self.settled = True
+        self.source = pb.SOURCE_LIVE if self.read else pb.SOURCE_CACHED
+        self.read_time = self.view.read_time
+
+    def fail(self, error: Error, *, forbid_stale: bool = True) -> None:
+        """It did not; the last good state may stand in."""
+        self.settled = True
+        self.error = error.at(self.target.account, self.target.region)
+        if self.streamed and self.read is not None and self.read.pages:
+            # Live rows are on their way already; older ones would contradict them.
+            self.source, self.read_time = pb.SOURCE_LIVE, self.read.started
+        elif self.tracked is not None and self.view.read_time is not None and not forbid_stale:
+            self.source, self.read_time = pb.SOURCE_STALE, self.view.read_time
+
+    def outcome(self) -> pb.TargetOutcome:
+        """How it ended, as in the contract."""
+        outcome = pb.TargetOutcome(target=self.target.message(), source=self.source)
+        if self.error is not None:
+            outcome.status.CopyFrom(self.error.status())
+        if self.read_time is not None:
+            outcome.read_time.CopyFrom(timestamp(self.read_time))
+        return outcome
+
+    def named(self, task: pb.StoreImageTaskResult) -> pb.StoreImageTaskResult:
+        """The task under the account's name as asked: two names may share a view."""
+        if task.account == self.target.account:
+            return task
+        copy = pb.StoreImageTaskResult()
+        copy.CopyFrom(task)
+        copy.account = self.target.account
+        return copy
+
+
+async def progress(parts: Sequence[Part], question: Question, clock: Clock) -> AsyncGenerator[Part]:
+    """Each part when it has news: pages of its read, and at last how it ended (`settled`).
+
+    What is fresh enough is settled at once. For the rest a read is joined; all reads are left again when
+    the iteration ends, wherever it ends.
+    """
+    with contextlib.closing(_Reading()) as reading:
+        fresh = []
+        for part in parts:
+            if part.is_fresh(question):
+                part.answer()
+                fresh.append(part)
+            else:
+                reading.join(part, question.not_before)
+        for part in fresh:
+            yield part
+        while reading and (news := await reading.news(question.seconds_left(clock))):
+            for read in news:
+                for part in reading.ended(read) if read.done else reading.parts(read):
+                    if read.error is not None:
+                        part.fail(read.error, forbid_stale=question.forbid_stale)
+                    elif read.done:
+                        part.answer()
+                    yield part
+        for part in reading.unfinished():
+            part.fail(too_late(), forbid_stale=question.forbid_stale)
+            yield part
+
+
+def too_late() -> Error:
+    """The target had no answer in time."""
+    return DeadlineExceeded("DEADLINE", "the target had not answered when the call's deadline was near")
+
+
+class _Reading:
+    """The reads a caller has joined; closing leaves them, whatever has become of them."""
+
+    def __init__(self) -> None:
+        self._ear = Ear()
+        self._parts: dict[Read, list[Part]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def join(self, part: Part, not_before: float) -> None:
+        assert part.tracked is not None
+        part.read = part.tracked.reader.join(not_before, self._ear)
+        # Two names of one account wait for the same read.
+        self._parts.setdefault(part.read, []).append(part)
+
+    async def news(self, seconds: float) -> list[Read]:
+        """Wait for reads that have a page more or have ended; none when the time is over."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._ear.news()
+        except TimeoutError:
+            return []
+
+    def parts(self, read: Read) -> list[Part]:
+        return self._parts.get(read, [])
+
+    def ended(self, read: Read) -> list[Part]:
+        parts = self._parts.pop(read, [])
+        self._leave(read, parts)
+        return parts
+
+    def unfinished(self) -> list[Part]:
+        return [part for parts in self._parts.values() for part in parts]
+
+    def close(self) -> None:
+        while self._parts:
+            self._leave(*self._parts.popitem())
+
+    def _leave(self, read: Read, parts: Sequence[Part]) -> None:
+        for part in parts[:1]:
+            assert part.tracked is not None
+            part.tracked.reader.leave(read, self._ear)
