@@ -63,6 +63,7 @@ async def test_an_error_has_every_detail_the_gateway_sent(gateway: ScriptedGatew
     assert error.target_failures == tuple(failures.failures)
     assert error.omitted_target_failures == 3
     assert str(error) == "AWS_THROTTLED: EC2 throttled"
+    assert repr(error) == "<ResourceExhaustedError AWS_THROTTLED: EC2 throttled>"
 
 
 async def test_an_error_without_details_has_its_code_and_text(gateway: ScriptedGateway, client: Any) -> None:

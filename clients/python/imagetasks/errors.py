@@ -92,6 +92,9 @@ class Error(Exception):
     def __str__(self) -> str:
         return f"{self.reason or self.code.name}: {self.message}"
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
+
 
 class InvalidArgumentError(Error):
     """The request is malformed: `field_violations` names the field."""

@@ -79,7 +79,9 @@ def _print(
 ) -> tuple[list[pb.TargetOutcome], pb.StreamStoreImageTasksResponse.Summary]:
     """Prints everything but the targets' troubles, and returns these with the summary."""
     outcomes: list[pb.TargetOutcome] = []
+    summary = None
     status.show(awaited)
+    # To the end behind the summary: leaving before it would cancel the call.
     for event in events:
         status.clear()
         kind = event.WhichOneof("event")
@@ -91,12 +93,14 @@ def _print(
             outcomes.append(event.outcome)
             awaited.remove(event.outcome.target)
         elif kind == "summary":
-            printer.summary(event.summary)
-            return outcomes, event.summary
+            summary = event.summary
+            printer.summary(summary)
         sys.stdout.flush()
         status.show(awaited)
     status.clear()
-    raise options.failure("the stream ended before its summary: the answer is incomplete")
+    if summary is None:
+        raise options.failure("the stream ended before its summary: the answer is incomplete")
+    return outcomes, summary
 
 
 class _Awaited:
@@ -117,8 +121,10 @@ class _Awaited:
         self._names.pop((target.account, target.region), None)
 
     def __str__(self) -> str:
+        if not self._total:
+            return "waiting for targets"
         if not self._names:
-            return "waiting for the gateway"
+            return ""
         return f"waiting for {len(self._names)} of {self._total} targets: {', '.join(self._names.values())}"
 
 

@@ -40,24 +40,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _print_table(answer: pb.ListTargetsResponse) -> None:
-    # Slow to import, and the other form of output does without.
-    from rich import box  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        # A file or a pipe has no width: a line per target, whatever its length.
-        console.width = 10_000
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
-    for heading in ("ACCOUNT", "ACCOUNT ID", "REGION"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("LAST READ", "TASKS", "IN PROGRESS", "BUDGET"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("LAST ERROR", overflow="fold")
     now = time.time()
-    for state in answer.targets:
-        table.add_row(
+    rows = [("ACCOUNT", "ACCOUNT ID", "REGION", "LAST READ", "TASKS", "IN PROGRESS", "BUDGET", "LAST ERROR")]
+    rows += [
+        (
             printable(state.target.account),
             state.target.account_id or "-",
             state.target.region or "-",
@@ -67,7 +53,13 @@ def _print_table(answer: pb.ListTargetsResponse) -> None:
             _budget(state),
             explain_status(state.last_error) if state.HasField("last_error") else "",
         )
-    console.print(table)
+        for state in answer.targets
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        names = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[3:-1], widths[3:], strict=False)]
+        sys.stdout.write(f"{'  '.join([*names, *numbers, row[-1]]).rstrip()}\n")
 
 
 def _age(state: pb.TargetState, now: float) -> str:

@@ -19,9 +19,8 @@ class StatusLine:
 
     def show(self, content: object) -> None:
         """Puts the content's text in place of the line, cut to the terminal's width."""
-        if not self.enabled:
+        if not self.enabled or not (text := str(content)):
             return
-        text = str(content)
         # A pseudo-terminal may say 0.
         width = os.get_terminal_size(self._output.fileno()).columns or 80
         if len(text) >= width:

@@ -26,7 +26,8 @@ def explain(error: Error, endpoint: str) -> str:
     if isinstance(error, UnavailableError) and not error.reason and unconnected:
         return printable(
             f"no gateway answers at {endpoint} ({unconnected[1] or unconnected[0]}); start one with "
-            "imagetasks-server, or name another with --endpoint-url or IMAGETASKS_ENDPOINT",
+            "imagetasks-server (--sandbox: without AWS), or name another with --endpoint-url or "
+            "IMAGETASKS_ENDPOINT",
         )
     facts = [f"{error.code.name} {error.reason}".strip()]
     if error.account or error.region:
@@ -38,7 +39,11 @@ def explain(error: Error, endpoint: str) -> str:
     if error.retry_after is not None:
         facts.append(f"ask again in {error.retry_after.total_seconds():.3g} s")
     sentences = [error.message or "the gateway gave no text"]
-    sentences += [f"{violation.field}: {violation.description}" for violation in error.field_violations]
+    sentences += [
+        f"{violation.field}: {violation.description}"
+        for violation in error.field_violations
+        if violation.description not in error.message
+    ]
     sentences += [
         f"{failure.account} {failure.region}: {failure.reason}".strip() for failure in error.target_failures
     ]
