@@ -25,9 +25,10 @@ class StatusLine:
         width = os.get_terminal_size(self._output.fileno()).columns or 80
         if len(text) >= width:
             text = f"{text[: width - 2]}…"
+        # First, so that Ctrl-C at any point hereafter still finds it to be cleared.
+        self._shown = True
         self._output.write(f"{_CLEAR}{text}")
         self._output.flush()
-        self._shown = True
 
     def clear(self) -> None:
         """Leaves no trace of the line."""
