@@ -36,20 +36,16 @@ def ids(account_id: str, region: str) -> set[str]:
     return set(_backend(account_id, region).amis)
 
 
-def owned(account_id: str, region: str) -> list[Any]:
-    """The account's own AMIs that can be stored."""
-    return [
-        ami
-        for ami in list(_backend(account_id, region).amis.values())
-        if ami.owner_id == account_id and ami.state == "available"
-    ]
+def available(account_id: str, region: str) -> list[Any]:
+    """The AMIs that can be stored."""
+    return [ami for ami in list(_backend(account_id, region).amis.values()) if ami.state == "available"]
 
 
 def storable(account_id: str, region: str, image_id: str) -> Any:
-    """The AMI of this id, if the account may store it: it owns it, or it is shared with it directly.
+    """The AMI of this id, if it can be stored. moto knows no AMIs here but the account's own.
 
     Raises:
-        Refusal: InvalidAMIID.NotFound, InvalidAMIID.Unavailable or AuthFailure.
+        Refusal: InvalidAMIID.NotFound or InvalidAMIID.Unavailable.
     """
     backend = _backend(account_id, region)
     ami = backend.amis.get(image_id)
@@ -57,8 +53,6 @@ def storable(account_id: str, region: str, image_id: str) -> Any:
         if image_id in backend.deleted_amis:
             raise refusal.image_unavailable(image_id)
         raise refusal.image_not_found([image_id])
-    if ami.owner_id != account_id and {"UserId": account_id} not in ami.launch_permissions:
-        raise refusal.image_not_ours(image_id)
     if ami.state != "available":
         raise refusal.image_unavailable(image_id)
     return ami
@@ -71,7 +65,7 @@ def check_name(account_id: str, region: str, name: str) -> None:
         Refusal: InvalidAMIName.Duplicate.
     """
     for ami in list(_backend(account_id, region).amis.values()):
-        if ami.name == name and ami.owner_id == account_id:
+        if ami.name == name:
             raise refusal.image_name_taken(name, ami.id)
 
 

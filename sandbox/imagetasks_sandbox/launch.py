@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
@@ -33,11 +33,10 @@ class RunningSandbox:
         return str(self.ready["endpoint"])
 
     def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
-        """An environment for an AWS client: ``base`` (default: this process's) without its AWS variables, and ours."""
+        """An environment for an AWS client: ``base`` (None: this process's) with our AWS variables only."""
+        ours: dict[str, str] = self.ready["environment"]
         kept = os.environ if base is None else base
-        return {name: value for name, value in kept.items() if not name.startswith("AWS_")} | self.ready[
-            "environment"
-        ]
+        return {name: value for name, value in kept.items() if not name.startswith("AWS_")} | ours
 
 
 @contextmanager
@@ -51,7 +50,9 @@ def sandbox(*arguments: str) -> Iterator[RunningSandbox]:
         RuntimeError: It ended, or was not ready in time.
     """
     command = [sys.executable, "-m", "imagetasks_sandbox", "--port", "0", "--ready-json", "--exit-with-stdin"]
-    with subprocess.Popen([*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(  # noqa: S603 - our own module, by this interpreter
+        [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         try:
             assert process.stdout is not None
             yield RunningSandbox(process, json.loads(_first_line(process.stdout, START_SECONDS)))
@@ -64,7 +65,7 @@ def sandbox(*arguments: str) -> Iterator[RunningSandbox]:
                 process.kill()
 
 
-def _first_line(pipe: BinaryIO, seconds: float) -> bytes:
+def _first_line(pipe: IO[bytes], seconds: float) -> bytes:
     deadline = time.monotonic() + seconds
     line = b""
     with selectors.DefaultSelector() as selector:

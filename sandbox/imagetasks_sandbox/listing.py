@@ -1,7 +1,7 @@
 """DescribeStoreImageTasks as a question to a book: EC2's rules for ids, filters, pages and tokens.
 
-Pure. What the rules are comes from EC2's own documentation of the action; what it leaves open (whether NextToken
-is an offset or a place) is chosen so that no task is skipped or repeated while others start.
+Pure. The rules are those of EC2's documentation of the action. Where that leaves open whether NextToken is an
+offset or a place, it is a place: no task is skipped or repeated while others start.
 """
 
 import base64
@@ -66,10 +66,10 @@ def ask(parameters: Mapping[str, Any], *, scope: str, page_size: int) -> Questio
         page_size: The page where MaxResults is absent.
 
     Raises:
-        Refusal: InvalidAMIID.Malformed, InvalidParameterValue, InvalidParameterCombination, InvalidPaginationToken
-            or FilterLimitExceeded.
+        Refusal: InvalidAMIID.Malformed, InvalidParameterValue, InvalidParameterCombination,
+            InvalidPaginationToken or FilterLimitExceeded.
     """
-    image_ids = tuple(dict.fromkeys(parameters.get("ImageIds", ())))
+    image_ids = parameters.get("ImageIds", ())
     max_results = parameters.get("MaxResults")
     token = parameters.get("NextToken")
     if max_results is not None:
@@ -86,7 +86,7 @@ def ask(parameters: Mapping[str, Any], *, scope: str, page_size: int) -> Questio
         check_image_id(image_id)
     return Question(
         size=max_results if max_results is not None else page_size,
-        image_ids=image_ids,
+        image_ids=tuple(dict.fromkeys(image_ids)),
         filters=_filters(parameters.get("Filters", ())),
         behind=_place(token, scope) if token else None,
     )

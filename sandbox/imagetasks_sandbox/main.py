@@ -1,6 +1,7 @@
 """The command line: reads the arguments, forgets the user's AWS settings, and runs the sandbox."""
 
 import argparse
+import contextlib
 import ipaddress
 import os
 import signal
@@ -76,8 +77,9 @@ def _forget_real_settings() -> None:
 
 def _wait_for_end_of_stdin(ending: threading.Event) -> None:
     # Bare reads: a thread blocked in a buffered one holds a lock that the interpreter needs to exit.
-    while os.read(0, 4096):
-        pass
+    with contextlib.suppress(OSError):  # a stdin that was closed from the start has ended too
+        while os.read(0, 4096):
+            pass
     ending.set()
 
 
@@ -122,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CAPACITY:REFILL",
         type=_rate,
         default=Rate(),
-        help="token bucket of DescribeStoreImageTasks per account and Region: size, tokens per second (50:0.5)",
+        help="tokens of DescribeStoreImageTasks per account and Region: at most, per second (50:0.5)",
     )
     parser.add_argument(
         "--no-throttle", dest="throttle", action="store_const", const=None, help="never throttle"
@@ -130,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ready-json",
         action="store_true",
-        help="when ready print one line of JSON: endpoint, environment, accounts, regions, not_opted_in, denied",
+        help="print one line of JSON when ready: endpoint, environment, accounts, regions, ...",
     )
     parser.add_argument(
         "--exit-with-stdin", action="store_true", help="end when stdin ends, so also when the parent dies"

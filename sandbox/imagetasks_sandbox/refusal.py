@@ -7,7 +7,7 @@ CreateRestoreImageTask that concern S3 are not documented, and are EC2's generic
 from collections.abc import Sequence
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault of the program
+class Refusal(Exception):
     """An error answer of EC2.
 
     Attributes:
@@ -37,11 +37,6 @@ def image_not_found(image_ids: Sequence[str]) -> Refusal:
 def image_unavailable(image_id: str) -> Refusal:
     """The AMI exists but cannot be used (yet, or any more)."""
     return Refusal("InvalidAMIID.Unavailable", f"The image ID '{image_id}' is no longer available")
-
-
-def image_not_ours(image_id: str) -> Refusal:
-    """The AMI is neither the account's own nor shared with it directly."""
-    return Refusal("AuthFailure", f"Not authorized for image: {image_id}", 403)
 
 
 def image_name_taken(name: str, image_id: str) -> Refusal:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from imagetasks_sandbox import actions, seed
+from imagetasks_sandbox import actions, seed, storage
 from imagetasks_sandbox.agenda import Agenda
 from imagetasks_sandbox.service import StoreService
 from imagetasks_sandbox.serving import Server
@@ -43,6 +43,7 @@ def run(options: Options, ending: threading.Event) -> None:
     Raises:
         SystemExit: The address is in use.
     """
+    storage.track_few_objects()
     agenda = Agenda(lambda: datetime.now(UTC))
     service = StoreService(agenda, speed=options.speed, page_size=options.page_size)
     throttle = Throttle(options.throttle, time.monotonic) if options.throttle else None

@@ -79,7 +79,7 @@ class _Site:
     def start(self) -> None:
         """Start a task, if there is an AMI for it; after moto's reset there is none."""
         storing = {task.ami_id for task in images.book(self._account_id, self._region).in_progress()}
-        amis = [ami for ami in images.owned(self._account_id, self._region) if ami.id not in storing]
+        amis = [ami for ami in images.available(self._account_id, self._region) if ami.id not in storing]
         if amis:
             ami = self._random.choice(amis)
             self._service.begin(

@@ -94,8 +94,8 @@ class StoreService:
     def restore(self, account_id: str, region: str, parameters: Mapping[str, Any]) -> str:
         """CreateRestoreImageTask: begin to make an AMI of an object, and return the new AMI's id.
 
-        Without a Name the AMI gets the name it was stored with. It is pending for half the time that storing it
-        takes, then available.
+        Without a Name the AMI gets the name it was stored with. It is pending for half the time that storing
+        it takes, then available.
 
         Raises:
             Refusal: As EC2 does, see ``refusal``.

@@ -6,8 +6,10 @@ from typing import Any
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
+_POLL_SECONDS = 0.1  # how late stop() may be noticed
 
-class _QuietHandler(MotoRequestHandler):  # type: ignore[misc]
+
+class _QuietHandler(MotoRequestHandler):
     # Headers and body are two writes; with Nagle's algorithm the second waits 40 ms for the first one's ACK.
     disable_nagle_algorithm = True
     protocol_version = "HTTP/1.1"  # keep connections
@@ -30,7 +32,8 @@ class Server:
     def __init__(self, host: str, port: int) -> None:
         application = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(host, port, application, threaded=True, request_handler=_QuietHandler)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="server")
+        serve = self._server.serve_forever
+        self._thread = threading.Thread(target=serve, args=(_POLL_SECONDS,), name="server")
 
     @property
     def port(self) -> int:

@@ -1,6 +1,7 @@
 """The S3 side of storing and restoring, on moto's buckets."""
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -9,22 +10,23 @@ from typing import Any
 from moto.core.exceptions import ServiceException
 from moto.iam.access_control import PermissionResult
 from moto.s3.exceptions import MissingBucket
-from moto.s3.models import s3_backends
+from moto.s3.models import FakeKey, s3_backends
 
 from imagetasks_sandbox.refusal import Refusal, invalid_value
 from imagetasks_sandbox.wire import timestamp
 
 _MAGIC = b"imagetasks-sandbox AMI 1\n"
 _PARTITION = "aws"
+_TRACKED_OBJECTS = 2000
 
 
-class Unwritable(Exception):  # noqa: N818 - becomes a task's failure reason
+class Unwritable(Exception):
     """An object could not be put; the text is the failure reason of its task."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an AMI's object is, or is to be. The account is the one that asks; the bucket may be another's."""
+    """Where an AMI's object is, or is to be. The account is who asks; the bucket may be another's."""
 
     account_id: str
     bucket: str
@@ -41,6 +43,11 @@ class StoredImage:
     architecture: str | None
     owner: str
     tags: dict[str, str]
+
+
+def track_few_objects() -> None:
+    """Keep moto from growing: for its dashboard it holds on to every object there ever was."""
+    FakeKey.instances_tracked = deque(maxlen=_TRACKED_OBJECTS)  # type: ignore[attr-defined]
 
 
 def place(account_id: str, bucket_and_prefix: str, image_id: str) -> Place:
@@ -80,7 +87,7 @@ def discard(at: Place) -> None:
 
 
 def put(at: Place, image: StoredImage, *, tags: Mapping[str, str], started: datetime) -> None:
-    """Put an AMI's object, with the data that EC2 notes in an object's metadata, and the caller's object tags.
+    """Put an AMI's object, with EC2's notes in its metadata and the caller's object tags.
 
     Raises:
         Unwritable: The bucket is gone, or its policy denies s3:PutObject.

@@ -63,8 +63,8 @@ def sts_error(refused: Refusal) -> str:
 def task(each: Task, now: datetime) -> dict[str, Any]:
     """A StoreImageTaskResult by its names on the wire.
 
-    The failure reason of a completed task is present and empty, as in live answers, though the documentation says
-    null; of a task in progress it is absent.
+    The failure reason of a completed task is present and empty, as in live answers, though the documentation
+    says null; of a task in progress it is absent.
     """
     reason = "" if each.state is State.COMPLETED else each.failure_reason
     return {

@@ -64,7 +64,7 @@ def client_environment(endpoint: str) -> dict[str, str]:
         endpoint: The sandbox's address, as ``http://127.0.0.1:5001``.
     """
     return {
-        # The key AWS's documentation uses in its examples: nobody's. moto reads accounts from keys of 20 characters.
+        # The key of AWS's own examples, nobody's. moto tells accounts by keys of 20 characters.
         "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
         "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
         "AWS_ENDPOINT_URL": endpoint,
