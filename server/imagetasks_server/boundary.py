@@ -119,7 +119,9 @@ class _Record:
     def __init__(self, boundary: Boundary, method: MethodDescriptor, context: Context) -> None:
         self._boundary = boundary
         self._method = method
-        self._context = context
+        # Taken now: when a stream's client has left, gRPC may free the call before its handler has ended,
+        # and asking the context then reads freed memory.
+        self._peer = context.peer()
         self._code = "OK"
         self._reason = ""
         self._began = time.perf_counter()
@@ -139,7 +141,7 @@ class _Record:
             method=self._method.name,
             code=self._code,
             ms=round((time.perf_counter() - self._began) * 1000, 1),
-            peer=self._context.peer(),
+            peer=self._peer,
             **fields,
         )
 
