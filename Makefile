@@ -1,0 +1,89 @@
+# What people and CI type. `make` lists it.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: help run test check fix stubs bench image lock clean
+
+# The first of these that is Python 3.11 or newer; `make PYTHON=... test` chooses another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; \
+  done)
+IMAGE ?= imagetasks
+
+bin := .venv/bin
+python := $(bin)/python
+pip := python -m pip --disable-pip-version-check install --quiet
+protoset := clients/python/imagetasks/v1/store_image_tasks.protoset
+buf_config := --config buf.yaml --path imagetasks
+# What ruff finds by itself, mypy is told: the three packages of pyproject.toml, and these.
+own_scripts := scripts tests/project tests/ci
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+run: .venv/project ## start a sandbox and the gateway, and watch tasks progress (RUN_SECONDS=20 ends it)
+	@$(python) scripts/demo.py
+
+test: .venv/project .venv-awscli/installed ## run every test that needs only Python
+	$(python) -m pytest
+
+check: .venv/project ## lint, types, the contract's style and compatibility, generated code
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/mypy $(own_scripts)
+	$(python) scripts/stubs.py --check
+	$(bin)/buf lint '$(protoset)#format=binpb' $(buf_config)
+	$(bin)/buf breaking '$(protoset)#format=binpb' --against protos/imagetasks.v1.released.binpb $(buf_config)
+
+fix: .venv/project ## repair what ruff can, and format
+	$(bin)/ruff check --fix
+	$(bin)/ruff format
+
+stubs: .venv/project ## generate the Python stubs and the descriptor set from the contract
+	$(python) scripts/stubs.py
+
+bench: .venv/project ## run the benchmarks
+	@set -e; for benchmark in benchmarks/bench_*.py; do \
+	  test -f "$$benchmark" || { echo 'There are no benchmarks yet.'; break; }; \
+	  echo "== $$benchmark"; $(python) "$$benchmark"; \
+	done
+
+image: ## build the container image (IMAGE=name:tag)
+	@docker version >/dev/null 2>&1 || { echo 'make image needs docker and a running engine; "docker version" tells more.' >&2; exit 1; }
+	docker build --tag $(IMAGE) .
+
+lock: .venv/project ## resolve the dependencies anew, within pyproject.toml (UPGRADE=1: to the newest)
+	$(bin)/uv $(compile) --all-extras --output-file requirements.lock pyproject.toml
+	$(bin)/uv $(compile) --extra server --extra fast --constraints requirements.lock --output-file requirements.server.lock pyproject.toml
+	$(bin)/uv $(compile) --output-file tests/awscli/requirements.lock tests/awscli/requirements.in
+
+compile = pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(if $(UPGRADE),--upgrade)
+
+clean: ## remove everything that make has made
+	rm -rf .venv .venv-awscli .build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# pip refuses hashes and an editable project in one go: first what is locked, then the project alone.
+.venv/locked: requirements.lock
+	$(call venv,.venv)
+	$(bin)/$(pip) --require-hashes -r requirements.lock
+	@touch $@
+
+.venv/project: .venv/locked pyproject.toml
+	$(bin)/$(pip) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The AWS command line needs another botocore than the gateway.
+.venv-awscli/installed: tests/awscli/requirements.lock
+	$(call venv,.venv-awscli)
+	.venv-awscli/bin/$(pip) --require-hashes -r $<
+	@touch $@
+
+define venv
+@test -n "$(PYTHON)" || { echo 'imagetasks needs Python 3.11 or newer, and none was found: make PYTHON=/path/to/python3 ...' >&2; exit 1; }
+@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"imagetasks needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}")'
+@echo 'Installing into $(1) (once; about a minute)'
+@$(PYTHON) -m venv $(1)
+endef
