@@ -123,7 +123,7 @@ class Answers:
             assert part.tracked is not None
             try:
                 async with asyncio.timeout(question.seconds_left(self._clock)):
-                    part.fail(await part.tracked.lookups.permission())
+                    part.fail(await part.tracked.lookups.permission(question.caller))
             except TimeoutError:
                 part.fail(too_late())
             except Error as error:
@@ -171,7 +171,7 @@ class Answers:
         missing: Error | None
         try:
             async with asyncio.timeout(question.seconds_left(self._clock)):
-                missing = await part.tracked.lookups.missing_images(unknown)
+                missing = await part.tracked.lookups.missing_images(unknown, question.caller)
         except TimeoutError:
             missing = too_late()
         except Error as error:

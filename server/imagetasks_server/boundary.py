@@ -75,7 +75,7 @@ class Boundary:
         async def unary(message: bytes, context: Context) -> bytes | Message:
             with _Record(self, method, context) as record:
                 try:
-                    return await implementation(parse(message), self._call(context))
+                    return await implementation(parse(message), self._call(context, record))
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record.failed(error))
 
@@ -90,7 +90,7 @@ class Boundary:
             with _Record(self, method, context) as record:
                 try:
                     async with contextlib.aclosing(
-                        implementation(parse(message), self._call(context))
+                        implementation(parse(message), self._call(context, record))
                     ) as responses:
                         async for response in responses:
                             yield response
@@ -99,9 +99,10 @@ class Boundary:
 
         return stream
 
-    def _call(self, context: Context) -> Call:
+    def _call(self, context: Context, record: "_Record") -> Call:
         remaining = context.time_remaining()
-        return Call(self._clock() + (self._default_deadline if remaining is None else remaining))
+        seconds = self._default_deadline if remaining is None else remaining
+        return Call(self._clock() + seconds, record.peer)
 
     def _enter(self) -> None:
         self._in_flight += 1
@@ -121,7 +122,7 @@ class _Record:
         self._method = method
         # Taken now: when a stream's client has left, gRPC may free the call before its handler has ended,
         # and asking the context then reads freed memory.
-        self._peer = context.peer()
+        self.peer = context.peer()
         self._code = "OK"
         self._reason = ""
         self._began = time.perf_counter()
@@ -141,7 +142,7 @@ class _Record:
             method=self._method.name,
             code=self._code,
             ms=round((time.perf_counter() - self._began) * 1000, 1),
-            peer=self._peer,
+            peer=self.peer,
             **fields,
         )
 

@@ -110,6 +110,25 @@ class Settings(BaseSettings):
     """Seconds for which a discovered list of Regions is good. Less: a Region enabled today is seen sooner."""
     confirm_removal_after: Seconds = 5.0
     """Seconds between two full reads that must both lack a task before it is taken as gone."""
+    full_read_every: Seconds = 600.0
+    """Seconds between full reads of a target; between them only what can have changed is read. More: fewer
+    calls to EC2; less: a task that EC2 dropped is noticed sooner."""
+    distrust_for: Seconds = 1800.0
+    """Seconds of full reads only, after EC2 changed a task that had ended or listed one late."""
+    read_timeout: Seconds = 300.0
+    """Seconds one read of a target may take in all, waiting for its budget included. Less: a target
+    with a very long list may never be read to its end."""
+    stale_for: Seconds = 3600.0
+    """Seconds for which the last good state stands in while EC2 cannot be asked. More: an answer in a longer
+    outage; less: never a very old one."""
+    keep_unused_for: Seconds = 3600.0
+    """Seconds for which the state of a target that nobody asks for is kept. More: memory; less: the next
+    answer needs a full read."""
+    keep_tasks: Annotated[int, Field(ge=1)] = 1_000_000
+    """Tasks kept in all, about 350 bytes each; above, the targets unused for longest are forgotten."""
+    remember_refusals_for: Seconds = 30.0
+    """Seconds for which EC2 is not asked again after it refused for want of permission, credentials or an
+    enabled Region. More: fewer calls in vain; less: a mended permission works sooner."""
     remember_lookups_for: Seconds = 60.0
     """Seconds for which an unknown image id or a dry run's answer is remembered."""
     answer_cache_bytes: Annotated[int, Field(ge=0)] = 32 * 1024 * 1024

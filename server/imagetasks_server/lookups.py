@@ -1,11 +1,13 @@
 """Questions to EC2 that serve one caller: does an image exist, may the gateway do this.
 
 Asked at most once at a time for a target: what several callers want to know goes into one call where
-EC2 takes it (20 image ids), and what EC2 said is remembered for a while. Faults are not remembered.
+EC2 takes it (20 image ids), each caller in turn, and what EC2 said is remembered for a while. Faults are
+not remembered. They are paid from the private part of the budget.
 """
 
 import asyncio
 import contextvars
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -32,6 +34,7 @@ Answer: TypeAlias = Error | None
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
+    caller: str
     pending: set[str]
     future: asyncio.Future[None]
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -49,25 +52,34 @@ class Lookups:
         self._waiters: dict[str, set[_Waiter]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def missing_images(self, image_ids: Iterable[str]) -> ImagesNotFound | None:
+    async def missing_images(self, image_ids: Iterable[str], caller: str) -> ImagesNotFound | None:
         """Which of these images EC2 does not know; None if it knows all.
+
+        Args:
+            image_ids: Well-formed AMI ids.
+            caller: Who asks; callers take turns.
 
         Raises:
             Error: EC2 could not be asked.
         """
-        answers = await self._ask(frozenset(image_ids))
+        answers = await self._ask(frozenset(image_ids), caller)
         missing = [image_id for image_id, answer in answers.items() if answer is not None]
         return ImagesNotFound(missing) if missing else None
 
-    async def permission(self) -> Error:
+    async def permission(self, caller: str) -> Error:
         """EC2's answer to a dry run: DRY_RUN_OPERATION if permitted, else why not.
 
         Raises:
             Error: EC2 could not be asked.
         """
-        answer = (await self._ask(frozenset({PERMISSION})))[PERMISSION]
+        answer = (await self._ask(frozenset({PERMISSION}), caller))[PERMISSION]
         assert answer is not None
         return answer
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return self._task is None and not self._waiters
 
     async def close(self) -> None:
         """End what runs."""
@@ -75,8 +87,8 @@ class Lookups:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _ask(self, questions: frozenset[str]) -> dict[str, Answer]:
-        waiter = _Waiter(set(questions), asyncio.get_running_loop().create_future())
+    async def _ask(self, questions: frozenset[str], caller: str) -> dict[str, Answer]:
+        waiter = _Waiter(caller, set(questions), asyncio.get_running_loop().create_future())
         for question in questions:
             if question in self._remembered:
                 waiter.answers[question] = self._remembered[question]
@@ -118,12 +130,26 @@ class Lookups:
 
     async def _work(self) -> None:
         while self._waiters:
-            await self._upstream.pay()
+            try:
+                await self._upstream.pay(private=True)
+            except Error as error:
+                self._fail(list(self._waiters), error)
+                continue
             # Chosen after the payment: who came while it was waited for goes along.
             if PERMISSION in self._waiters:
                 await self._ask_permission()
             else:
-                await self._ask_images(list(self._waiters)[:IMAGES_PER_CALL])
+                await self._ask_images(self._batch())
+
+    def _batch(self) -> list[str]:
+        """The next images to ask for, one of each caller in turn: many questions delay only their own."""
+        by_caller: dict[str, list[str]] = {}
+        for question, waiters in self._waiters.items():
+            for caller in {waiter.caller for waiter in waiters}:
+                by_caller.setdefault(caller, []).append(question)
+        rounds = itertools.zip_longest(*by_caller.values())
+        fair = dict.fromkeys(question for each in rounds for question in each if question is not None)
+        return list(itertools.islice(fair, IMAGES_PER_CALL))
 
     async def _ask_permission(self) -> None:
         try:

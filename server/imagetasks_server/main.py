@@ -15,22 +15,15 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from imagetasks_server.answers import Answers
+from imagetasks_server.assembly import Gateway, assemble
 from imagetasks_server.boundary import SERVICE, Boundary
-from imagetasks_server.budget import Allowance, Budget
-from imagetasks_server.clock import Clock, steady_clock
+from imagetasks_server.clock import steady_clock
 from imagetasks_server.config import ConfigError, Settings, load
 from imagetasks_server.ec2 import AwsAccount, open_accounts
 from imagetasks_server.errors import Error
-from imagetasks_server.lookups import Lookups
-from imagetasks_server.reader import Reader
 from imagetasks_server.sandbox import sandbox
-from imagetasks_server.service import Service
-from imagetasks_server.targets import Target, Targets
+from imagetasks_server.targets import Targets
 from imagetasks_server.telemetry import Event, configure_log
-from imagetasks_server.tracked import Registry, Tracked
-from imagetasks_server.upstream import Upstream
-from imagetasks_server.view import Revisions, View
 
 log = structlog.get_logger()
 
@@ -148,22 +141,11 @@ async def _serve(settings: Settings, sandbox_arguments: Sequence[str] | None) ->
         accounts = _open(settings, builders)
         for account in accounts.values():
             stack.push_async_callback(account.close)
-        targets = Targets(
-            accounts,
-            {each.name: each.regions for each in settings.accounts},
-            clock,
-            expiry=settings.region_expiry,
-            timeout=settings.discovery_timeout,
-        )
-        stack.push_async_callback(targets.close)
-        registry = _registry(settings, accounts, clock)
-        stack.push_async_callback(registry.close)
-        answers = Answers(registry, clock, cache_bytes=settings.answer_cache_bytes)
-        service = Service(targets, registry, answers, clock, default_max_age=settings.default_max_age)
-        boundary = Boundary(clock, default_deadline=settings.default_deadline)
-        server, address, servicer = await _listen(settings, boundary, service)
-        stack.push_async_callback(_drain, server, servicer, boundary, settings.drain_seconds)
-        warming = asyncio.create_task(_warm(targets, accounts, servicer, address))
+        gateway = assemble(settings, accounts, clock)
+        stack.push_async_callback(gateway.close)
+        server, address, servicer = await _listen(settings, gateway)
+        stack.push_async_callback(_drain, server, servicer, gateway.boundary, settings.drain_seconds)
+        warming = asyncio.create_task(_warm(gateway.targets, accounts, servicer, address))
         stack.callback(warming.cancel)
         await stop.wait()
 
@@ -175,30 +157,11 @@ def _open(settings: Settings, builders: ThreadPoolExecutor) -> dict[str, AwsAcco
         raise ConfigError(f"accounts.{error.account}: {error.message}") from error
 
 
-def _registry(settings: Settings, accounts: dict[str, AwsAccount], clock: Clock) -> Registry:
-    revisions = Revisions()
-    allowance = Allowance(
-        capacity=settings.budget.capacity,
-        refill=settings.budget.refill,
-        usable=(1 - settings.budget.reserve) * settings.budget.share,
-        initial=settings.budget.initial,
-    )
-
-    def make(target: Target) -> Tracked:
-        view = View(revisions, confirm_after=settings.confirm_removal_after)
-        budget = Budget(allowance, clock)
-        upstream = Upstream(accounts[target.account].read_page(target), budget, timeout=settings.page_timeout)
-        lookups = Lookups(view, upstream, clock, remember_for=settings.remember_lookups_for)
-        return Tracked(view, budget, Reader(view, upstream, clock), lookups)
-
-    return Registry(make)
-
-
 async def _listen(
-    settings: Settings, boundary: Boundary, service: Service
+    settings: Settings, gateway: Gateway
 ) -> tuple[grpc.aio.Server, str, health.aio.HealthServicer]:
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    server.add_generic_rpc_handlers((boundary.handler(service),))
+    server.add_generic_rpc_handlers((gateway.boundary.handler(gateway.service),))
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     names = [SERVICE.full_name, health.SERVICE_NAME]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.clock import Clock, timestamp
-from imagetasks_server.errors import DeadlineExceeded, Error
+from imagetasks_server.errors import DeadlineExceeded, Error, Exhausted
 from imagetasks_server.reader import Ear, Read
 from imagetasks_server.selection import Selection
 from imagetasks_server.targets import Target
@@ -28,12 +28,16 @@ class Question:
         not_before: Unix seconds; states read before then are too old.
         forbid_stale: Rather no state than one that is too old.
         deadline: Unix seconds at which the answer must be there.
+        stale_after: Unix seconds; states read before then are too old even to stand in.
+        caller: Who asks; for fairness alone.
     """
 
     selection: Selection
     not_before: float
     forbid_stale: bool
     deadline: float
+    stale_after: float
+    caller: str
 
     def seconds_left(self, clock: Clock) -> float:
         """Seconds until unfinished targets get their outcome."""
@@ -87,15 +91,20 @@ class Part:
         self.source = pb.SOURCE_LIVE if self.read else pb.SOURCE_CACHED
         self.read_time = self.view.read_time
 
-    def fail(self, error: Error, *, forbid_stale: bool = True) -> None:
-        """It did not; the last good state may stand in."""
+    def fail(self, error: Error, question: Question | None = None) -> None:
+        """It did not; where there is a question, the last good state may stand in."""
         self.settled = True
         self.error = error.at(self.target.account, self.target.region)
         if self.streamed and self.read is not None and self.read.pages:
             # Live rows are on their way already; older ones would contradict them.
             self.source, self.read_time = pb.SOURCE_LIVE, self.read.started
-        elif self.tracked is not None and self.view.read_time is not None and not forbid_stale:
+        elif question is not None and self._may_be_stale(question):
             self.source, self.read_time = pb.SOURCE_STALE, self.view.read_time
+
+    def _may_be_stale(self, question: Question) -> bool:
+        if question.forbid_stale or self.tracked is None or self.view.read_time is None:
+            return False
+        return self.view.read_time >= question.stale_after
 
     def outcome(self) -> pb.TargetOutcome:
         """How it ended, as in the contract."""
@@ -123,31 +132,52 @@ async def progress(parts: Sequence[Part], question: Question, clock: Clock) -> A
     the iteration ends, wherever it ends.
     """
     with contextlib.closing(_Reading()) as reading:
-        fresh = []
-        for part in parts:
-            if part.is_fresh(question):
-                part.answer()
-                fresh.append(part)
-            else:
-                reading.join(part, question.not_before)
-        for part in fresh:
+        for part in _begin(parts, reading, question, question.seconds_left(clock)):
             yield part
         while reading and (news := await reading.news(question.seconds_left(clock))):
             for read in news:
                 for part in reading.ended(read) if read.done else reading.parts(read):
                     if read.error is not None:
-                        part.fail(read.error, forbid_stale=question.forbid_stale)
+                        part.fail(read.error, question)
                     elif read.done:
                         part.answer()
                     yield part
         for part in reading.unfinished():
-            part.fail(too_late(), forbid_stale=question.forbid_stale)
+            part.fail(_too_late_for(part), question)
             yield part
+
+
+def _begin(parts: Sequence[Part], reading: "_Reading", question: Question, seconds: float) -> list[Part]:
+    """Settle what can be settled at once, join reads for the rest; what was settled."""
+    settled = []
+    for part in parts:
+        if part.is_fresh(question):
+            part.answer()
+            settled.append(part)
+        else:
+            reading.join(part, question.not_before)
+    # Who cannot be served in time need not wait to hear it.
+    for part in reading.unaffordable(seconds):
+        part.fail(_too_late_for(part), question)
+        settled.append(part)
+    return settled
 
 
 def too_late() -> Error:
     """The target had no answer in time."""
     return DeadlineExceeded("DEADLINE", "the target had not answered when the call's deadline was near")
+
+
+def _too_late_for(part: Part) -> Error:
+    """Why a part had no answer in time: the budget, with the true wait, or the target itself."""
+    if part.tracked is None or part.read is None or not part.read.paying:
+        return too_late()
+    wait = part.tracked.budget.wait()
+    return Exhausted(
+        "BUDGET_EXHAUSTED",
+        f"EC2's allowance for this target must recover first; it can be asked in {wait:.1f} s",
+        retry_after=wait,
+    )
 
 
 class _Reading:
@@ -173,6 +203,15 @@ class _Reading:
                 return await self._ear.news()
         except TimeoutError:
             return []
+
+    def unaffordable(self, seconds: float) -> list[Part]:
+        """Leave the reads that the budget cannot begin within this time; their parts."""
+        late = [
+            read
+            for read, parts in self._parts.items()
+            if read.started is None and parts[0].tracked and parts[0].tracked.budget.wait() > seconds
+        ]
+        return [part for read in late for part in self.ended(read)]
 
     def parts(self, read: Read) -> list[Part]:
         return self._parts.get(read, [])

@@ -1,14 +1,13 @@
 """The reads of one target: which runs, which waits, and who shares them.
 
-A read belongs to nobody: it has a task, a time limit and a context of its own. Callers join one and
+A read belongs to nobody: it has a task, time limits and a context of its own. Callers join one and
 leave it. At most one read runs and at most one waits behind it, however many callers there are:
 
     join(not_before)     the running read, if it started late enough or has not started yet;
                          else the one that waits, which starts when the running one ends
     leave                the last to leave a read cancels it
 
-Each page is paid from the target's budget before it is asked, and applied to the view when it
-arrives. State changes are synchronous; I/O stands around them.
+State changes are synchronous; I/O stands around them.
 """
 
 import asyncio
@@ -18,9 +17,10 @@ import structlog
 
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Error, Internal, Unavailable
+from imagetasks_server.refresh import Refresher
 from imagetasks_server.telemetry import Event
-from imagetasks_server.upstream import PageExpired, Query, Upstream
-from imagetasks_server.view import Entry, Listing, View
+from imagetasks_server.upstream import Upstream
+from imagetasks_server.view import Entry, View
 
 log = structlog.get_logger()
 
@@ -46,10 +46,11 @@ class Ear:
 
 
 class Read:
-    """One listing of a target's tasks, shared by all who joined it.
+    """One refresh of a target's view, shared by all who joined it.
 
     Attributes:
         started: Unix seconds at which EC2 was first asked; None while it waits.
+        paying: It waits for the budget.
         pages: The pages applied so far, as entries of the view.
         done: It has ended.
         error: Why it failed; None when it succeeded, or has not ended.
@@ -58,28 +59,64 @@ class Read:
 
     def __init__(self) -> None:
         self.started: float | None = None
+        self.paying = True
         self.pages: list[list[Entry]] = []
         self.done = False
         self.error: Error | None = None
         self.ears: set[Ear] = set()
 
-    def publish(self) -> None:
-        """Wake everybody who joined."""
+    def add(self, entries: list[Entry]) -> None:
+        """A page has been applied."""
+        self.pages.append(entries)
+        self._publish()
+
+    def end(self, error: Error | None = None) -> None:
+        """It has ended."""
+        self.done, self.error = True, error
+        self._publish()
+
+    def _publish(self) -> None:
         for ear in self.ears:
             ear.notify(self)
 
 
 class Reader:
-    """Reads one target for all who ask."""
+    """Reads one target for all who ask.
 
-    def __init__(self, view: View, upstream: Upstream, clock: Clock) -> None:
+    Args:
+        view: What is known of the target.
+        upstream: EC2.
+        clock: Unix seconds.
+        full_read_every: Seconds between full reads.
+        distrust_for: Seconds of full reads only, after a contradiction.
+        timeout: Seconds a read may take, waiting for its budget included.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        upstream: Upstream,
+        clock: Clock,
+        *,
+        full_read_every: float,
+        distrust_for: float,
+        timeout: float,
+    ) -> None:
         self.view = view
         self.upstream = upstream
         self.last_error: Error | None = None
-        self._clock = clock
+        self._refresher = Refresher(
+            view, upstream, clock, full_read_every=full_read_every, distrust_for=distrust_for
+        )
+        self._timeout = timeout
         self._running: Read | None = None
         self._task: asyncio.Task[None] | None = None
         self._next: Read | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return self._running is None and self._next is None
 
     def is_fresh(self, not_before: float) -> bool:
         """Whether what is known was read at `not_before` or later."""
@@ -88,8 +125,7 @@ class Reader:
     def join(self, not_before: float, ear: Ear) -> Read:
         """Join a read that starts at `not_before` or later. It must be left again."""
         read = self._running
-        # A running read without ears has been cancelled and is on its way out.
-        if read is None or not read.ears or (read.started is not None and read.started < not_before):
+        if read is None or not _can_be_joined(read, not_before):
             read = self._next = self._next or Read()
         read.ears.add(ear)
         self._advance()
@@ -98,7 +134,7 @@ class Reader:
     def leave(self, read: Read, ear: Ear) -> None:
         """Leave a read, ended or not. The last to leave cancels it."""
         read.ears.discard(ear)
-        if read.ears:
+        if read.ears or read.done:
             return
         if read is self._next:
             self._next = None
@@ -107,7 +143,9 @@ class Reader:
 
     async def close(self) -> None:
         """End what runs; whoever still waits is told."""
-        self._next = None
+        waiting, self._next = self._next, None
+        if waiting is not None:
+            waiting.end(_closing())
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -117,50 +155,45 @@ class Reader:
             return
         self._running, self._next = self._next, None
         # An empty context: nothing of the caller who happened to come first may cling to it.
-        self._task = asyncio.create_task(self._list(self._running), context=contextvars.Context())
+        self._task = asyncio.create_task(self._run(self._running), context=contextvars.Context())
         self._task.add_done_callback(self._ended)
+
+    async def _run(self, read: Read) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._refresher.refresh(read)
+        except TimeoutError:
+            raise Unavailable("AWS_TIMEOUT", f"The read took longer than {self._timeout:g} s") from None
+        self.last_error = None
+        read.end()
+        await self._refresher.sweep(lambda: self._next is not None)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         # A callback, for a task cancelled before its first step never reaches a `finally`.
         read, self._running, self._task = self._running, None, None
         assert read is not None
-        read.error = _error_of(task)
-        if not task.cancelled():
-            self.last_error = read.error
-        read.done = True
-        read.publish()
+        error = _error_of(task)
+        if not read.done:
+            if not task.cancelled():
+                self.last_error = error
+            read.end(error)
         self._advance()
 
-    async def _list(self, read: Read) -> None:
-        await self.upstream.pay()
-        listing = self._begin(read)
-        token: str | None = None
-        restarted = False
-        while True:
-            try:
-                page = await self.upstream.ask(Query(), token)
-            except PageExpired:
-                # EC2 forgot its own token: from the top, once. What was applied counts once.
-                if restarted:
-                    raise
-                restarted, token = True, None
-            else:
-                read.pages.append(self.view.apply(listing, page.tasks))
-                token = page.next_token
-                if not token:
-                    break
-                read.publish()
-            await self.upstream.pay()
-        self.view.finish(listing)
 
-    def _begin(self, read: Read) -> Listing:
-        read.started = self._clock()
-        return Listing(read.started)
+def _can_be_joined(read: Read, not_before: float) -> bool:
+    # One without ears has been cancelled and is on its way out; one that is done only sweeps.
+    if read.done or not read.ears:
+        return False
+    return read.started is None or read.started >= not_before
+
+
+def _closing() -> Error:
+    return Unavailable("DRAINING", "the gateway stops")
 
 
 def _error_of(task: asyncio.Task[None]) -> Error | None:
     if task.cancelled():
-        return Unavailable("DRAINING", "the gateway stops")
+        return _closing()
     error = task.exception()
     if error is None or isinstance(error, Error):
         return error

@@ -36,6 +36,11 @@ def order_of(task: pb.StoreImageTaskResult) -> Order:
     return (0, -(start.seconds * 1_000_000_000 + start.nanos), task.task_id)
 
 
+def started_at(seconds: float) -> Order:
+    """The place of a task that started then; before all others that did."""
+    return (0, -round(seconds * 1_000_000_000), "")
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which tasks are meant.

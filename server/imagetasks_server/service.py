@@ -38,9 +38,11 @@ class Call:
 
     Attributes:
         deadline: Unix seconds at which the answer must be there.
+        caller: Who calls.
     """
 
     deadline: float
+    caller: str = ""
 
 
 class Service:
@@ -52,16 +54,25 @@ class Service:
         answers: Answers questions over them.
         clock: Unix seconds.
         default_max_age: Seconds an answer may be old where the request does not say.
+        stale_for: Seconds for which the last good state may stand in.
     """
 
     def __init__(
-        self, targets: Targets, registry: Registry, answers: Answers, clock: Clock, *, default_max_age: float
+        self,
+        targets: Targets,
+        registry: Registry,
+        answers: Answers,
+        clock: Clock,
+        *,
+        default_max_age: float,
+        stale_for: float,
     ) -> None:
         self._targets = targets
         self._registry = registry
         self._answers = answers
         self._clock = clock
         self._default_max_age = default_max_age
+        self._stale_for = stale_for
 
     async def describe_store_image_tasks(
         self, request: pb.DescribeStoreImageTasksRequest, call: Call
@@ -137,7 +148,14 @@ class Service:
         )
         if not_before is None:
             not_before = self._clock() - max_age
-        return Question(selection, not_before, request.forbid_stale, call.deadline)
+        return Question(
+            selection=selection,
+            not_before=not_before,
+            forbid_stale=request.forbid_stale,
+            deadline=call.deadline,
+            stale_after=self._clock() - self._stale_for,
+            caller=call.caller,
+        )
 
     def _state(self, target: Target) -> pb.TargetState:
         tracked = self._registry.of(target)

@@ -1,13 +1,22 @@
-"""What the gateway keeps of each target: one view, one budget, one reader, whoever asks."""
+"""What the gateway keeps of each target: one view, one budget, one reader, whoever asks.
+
+Kept until nobody has asked for `keep_unused_for`, or until there are more than `keep_tasks` tasks in
+all, then those unused for longest go first. Budgets stay: forgetting one would make its tokens anew.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from imagetasks_server.budget import Budget
+from imagetasks_server.clock import Clock
 from imagetasks_server.lookups import Lookups
 from imagetasks_server.reader import Reader
 from imagetasks_server.targets import Target, TargetKey
 from imagetasks_server.view import View
+
+# Seconds between looks at what may be forgotten.
+FORGET_EVERY: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,20 +30,48 @@ class Tracked:
 
 
 class Registry:
-    """All tracked targets, each made when first asked for."""
+    """All tracked targets, each made when first asked for.
 
-    def __init__(self, make: Callable[[Target], Tracked]) -> None:
+    Args:
+        make: Makes one, with the budget it had before, if any.
+        clock: Unix seconds.
+        keep_unused_for: Seconds.
+        keep_tasks: Tasks in all.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Target, Budget | None], Tracked],
+        clock: Clock,
+        *,
+        keep_unused_for: float,
+        keep_tasks: int,
+    ) -> None:
         self._make = make
+        self._clock = clock
+        self._keep_unused_for = keep_unused_for
+        self._keep_tasks = keep_tasks
+        # In order of last use.
         self._tracked: dict[TargetKey, Tracked] = {}
+        self._used: dict[TargetKey, float] = {}
+        self._budgets: dict[TargetKey, Budget] = {}
+        self._look_at = clock() + FORGET_EVERY
 
     def __iter__(self) -> Iterator[Tracked]:
         return iter(self._tracked.values())
 
     def of(self, target: Target) -> Tracked:
         """The target's, shared by all names of its account."""
-        tracked = self._tracked.get(target.key)
+        key, now = target.key, self._clock()
+        tracked = self._tracked.pop(key, None)
         if tracked is None:
-            tracked = self._tracked[target.key] = self._make(target)
+            tracked = self._make(target, self._budgets.get(key))
+            self._budgets[key] = tracked.budget
+        self._tracked[key] = tracked
+        self._used[key] = now
+        if now >= self._look_at:
+            self._look_at = now + FORGET_EVERY
+            self._forget(now)
         return tracked
 
     async def close(self) -> None:
@@ -42,3 +79,13 @@ class Registry:
         for tracked in self:
             await tracked.reader.close()
             await tracked.lookups.close()
+
+    def _forget(self, now: float) -> None:
+        tasks = sum(len(tracked.view) for tracked in self)
+        for key, tracked in list(self._tracked.items()):
+            unused = now - self._used[key] >= self._keep_unused_for
+            if not unused and tasks <= self._keep_tasks:
+                break
+            if tracked.reader.is_idle and tracked.lookups.is_idle and self._used[key] < now:
+                tasks -= len(tracked.view)
+                del self._tracked[key], self._used[key]

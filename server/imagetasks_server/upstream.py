@@ -10,7 +10,8 @@ from typing import Protocol
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.budget import Budget
-from imagetasks_server.errors import NotFound, Unavailable
+from imagetasks_server.clock import Clock
+from imagetasks_server.errors import Error, FailedPrecondition, NotFound, PermissionDenied, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +83,39 @@ class Upstream:
     Args:
         read_page: Asks EC2.
         budget: What pays for it.
+        clock: Unix seconds.
         timeout: Seconds one call may take, its retries included.
+        remember_refusals_for: Seconds for which EC2 is not asked again after it refused for a reason
+            that only somebody's action changes.
     """
 
-    def __init__(self, read_page: ReadPage, budget: Budget, *, timeout: float) -> None:
+    def __init__(
+        self,
+        read_page: ReadPage,
+        budget: Budget,
+        clock: Clock,
+        *,
+        timeout: float,
+        remember_refusals_for: float,
+    ) -> None:
         self.budget = budget
         self._read_page = read_page
+        self._clock = clock
         self._timeout = timeout
+        self._remember_for = remember_refusals_for
+        self._refusal: Error | None = None
+        self._refused_until = 0.0
 
-    async def pay(self) -> None:
-        """Wait until the budget has paid for one call."""
-        while not self.budget.pay():  # noqa: ASYNC110  # nothing but time helps
-            await asyncio.sleep(self.budget.wait())
+    async def pay(self, *, private: bool = False) -> None:
+        """Wait until the budget has paid for one call.
+
+        Raises:
+            Error: EC2 refused a moment ago, and would again.
+        """
+        if self._refusal is not None and self._clock() < self._refused_until:
+            raise self._refusal.again()
+        while not self.budget.pay(private=private):  # noqa: ASYNC110  # nothing but time helps
+            await asyncio.sleep(self.budget.wait(private=private))
 
     async def ask(self, query: Query, token: str | None = None) -> Page:
         """One call that has been paid.
@@ -103,6 +125,12 @@ class Upstream:
         """
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._read_page(query, token)
+                page = await self._read_page(query, token)
         except TimeoutError:
             raise Unavailable("AWS_TIMEOUT", f"EC2 did not answer within {self._timeout:g} s") from None
+        except (PermissionDenied, FailedPrecondition) as error:
+            if error.reason != "DRY_RUN_OPERATION":
+                self._refusal, self._refused_until = error.again(), self._clock() + self._remember_for
+            raise
+        self._refusal = None
+        return page

@@ -4,6 +4,8 @@ Pure: no I/O, no clock of its own; every time comes with a read. Every change ta
 of one counter, the process's revision, so that changes of many views can be merged and "what changed
 after R" is a question each view answers from the end of its own list.
 
+A full read lists all of EC2's 31 days; a head read only the newest part of it, or some images.
+
 Truth rules:
 
 - a task that ended stays ended, and a percentage never gets smaller;
@@ -24,9 +26,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server.selection import Order, Selection, order_of
+from imagetasks_server.selection import Order, Selection, order_of, started_at
 
 HISTORY_SECONDS: Final = 31 * 86400.0
+# EC2 may list a task later than it started, by so much.
+LATE_SECONDS: Final = 300.0
 
 IN_PROGRESS: Final = pb.STORE_TASK_STATE_IN_PROGRESS
 _ENDED: Final = frozenset({pb.STORE_TASK_STATE_COMPLETED, pb.STORE_TASK_STATE_FAILED})
@@ -41,12 +45,12 @@ class Listing:
     Attributes:
         started: Unix seconds at which the read began.
         full: It lists all of EC2's 31 days.
-        seen: Ids of the tasks it has listed.
+        listed: Ids of the tasks it has listed.
     """
 
     started: float
     full: bool = True
-    seen: set[str] = field(default_factory=set)
+    listed: set[str] = field(default_factory=set)
 
 
 class Revisions:
@@ -71,6 +75,7 @@ class Entry:
         created: Revision at which it appeared.
         changed: Revision of its last change.
         transitions: Each revision at which its state changed, with the state before.
+        listed_at: Start of the newest read that listed it.
         absent_since: Start of the first full read in a row that lacked it.
         removed: Why it is a tombstone; None while it lives.
         removed_at: Start of the read that removed it.
@@ -81,6 +86,7 @@ class Entry:
     created: int
     changed: int
     transitions: list[tuple[int, str]] = field(default_factory=list)
+    listed_at: float = 0.0
     absent_since: float | None = None
     removed: "pb.TaskChange.RemovalReason.ValueType | None" = None
     removed_at: float = 0.0
@@ -97,11 +103,15 @@ class View:
     """The tasks of one target.
 
     Attributes:
-        read_time: Unix seconds at which the newest complete read started; None before the first.
+        read_time: Unix seconds at which the newest complete read started; None before the first. What
+            EC2 knew then is known here, but for tasks that it dropped since the newest full read.
+        full_read_time: The same of full reads.
         revision: Number of the newest change here; 0 before the first.
         floor: Changes up to this number may be incomplete: a tombstone was dropped. A place in the
             list before it cannot be continued.
-        contradictions: How often EC2 changed a finished task or took one back.
+        contradictions: How often EC2 changed a finished task, or listed one that head reads had to
+            have seen.
+        contradicted_at: Start of the newest read that did.
     """
 
     def __init__(
@@ -113,9 +123,11 @@ class View:
         keep_tombstones_for: float = 600.0,
     ) -> None:
         self.read_time: float | None = None
+        self.full_read_time: float | None = None
         self.revision = 0
         self.floor = 0
         self.contradictions = 0
+        self.contradicted_at: float | None = None
         self._revisions = revisions
         self._confirm_after = confirm_after
         self._keep_tombstones = keep_tombstones
@@ -124,7 +136,8 @@ class View:
         self._entries: dict[str, Entry] = {}
         self._tombstones = 0
         self._listed: list[Entry] | None = []
-        self._in_progress = 0
+        self._newest: dict[str, Entry] | None = {}
+        self._unfinished: dict[str, Entry] = {}
 
     def __len__(self) -> int:
         return len(self._entries) - self._tombstones
@@ -132,7 +145,7 @@ class View:
     @property
     def in_progress(self) -> int:
         """How many tasks have not ended, those in a state unknown to us included."""
-        return self._in_progress
+        return len(self._unfinished)
 
     def listed(self) -> list[Entry]:
         """The living tasks, newest first. Not to be changed."""
@@ -140,6 +153,20 @@ class View:
             living = (entry for entry in self._entries.values() if entry.removed is None)
             self._listed = sorted(living, key=_order)
         return self._listed
+
+    def unfinished(self) -> list[Entry]:
+        """The living tasks that have not ended, newest first."""
+        return sorted(self._unfinished.values(), key=_order)
+
+    def above(self, place: Order) -> int:
+        """How many living tasks are listed down to a place, the one there included."""
+        return bisect.bisect_right(self.listed(), place, key=_order)
+
+    def is_newest_of_image(self, entry: Entry) -> bool:
+        """Whether EC2, asked for the task's AMI, answers with this task."""
+        if self._newest is None:
+            self._newest = {each.task.ami_id: each for each in reversed(self.listed())}
+        return self._newest.get(entry.task.ami_id) is entry
 
     def selected(self, selection: Selection, after: Order | None = None) -> Iterator[Entry]:
         """The living tasks that are meant, newest first, from behind a place in the order."""
@@ -168,59 +195,75 @@ class View:
         """Apply a page of a read. Returns its entries as EC2 listed them, each once in the whole read."""
         entries = []
         for task in tasks:
-            entry = self._apply(task, rehome=listing.full)
+            entry = self._apply(task, listing)
             # Listed again because the list moved meanwhile: perhaps newer, never a second row.
-            if task.task_id not in listing.seen:
-                listing.seen.add(task.task_id)
+            if task.task_id not in listing.listed:
+                listing.listed.add(task.task_id)
                 entries.append(entry)
         return entries
 
     def finish(self, listing: Listing) -> None:
-        """The read is complete. A full read also tells what may be gone."""
-        if not listing.full:
-            return
-        self._miss(listing)
-        self._bury(listing.started)
+        """The read has listed all it had to. A full read also tells what may be gone."""
+        if listing.full:
+            self._miss(listing)
+            self._bury(listing.started)
+            self.full_read_time = max(listing.started, self.full_read_time or listing.started)
         self.read_time = max(listing.started, self.read_time or listing.started)
 
-    def _apply(self, task: pb.StoreImageTaskResult, *, rehome: bool) -> Entry:
+    def _apply(self, task: pb.StoreImageTaskResult, listing: Listing) -> Entry:
         entry = self._entries.get(task.task_id)
         if entry is None or entry.removed is not None:
-            return self._add(task)
+            return self._add(task, listing)
         entry.absent_since = None
+        entry.listed_at = max(entry.listed_at, listing.started)
         kept = entry.task
         if task == kept:
-            if rehome:
+            if listing.full:
                 entry.task = task
             return entry
         if kept.store_task_state in _ENDED:
-            self.contradictions += 1
+            self._contradict(listing)
             if task.store_task_state not in _ENDED:
                 return entry
         newer = _never_back(kept, task)
         if newer != kept:
             self._change(entry, newer)
-        elif rehome:
+        elif listing.full:
             entry.task = newer
         return entry
 
-    def _add(self, task: pb.StoreImageTaskResult) -> Entry:
+    def _add(self, task: pb.StoreImageTaskResult, listing: Listing) -> Entry:
         if self._entries.pop(task.task_id, None) is not None:
             self._tombstones -= 1
         self.revision = self._revisions.take()
-        entry = Entry(task=task, order=order_of(task), created=self.revision, changed=self.revision)
+        entry = Entry(
+            task=task,
+            order=order_of(task),
+            created=self.revision,
+            changed=self.revision,
+            listed_at=listing.started,
+        )
+        if self.read_time is not None and entry.order > started_at(self.read_time - LATE_SECONDS):
+            self._contradict(listing)
         self._entries[task.task_id] = entry
-        self._in_progress += task.store_task_state not in _ENDED
-        self._listed = None
+        if task.store_task_state not in _ENDED:
+            self._unfinished[task.task_id] = entry
+        self._listed = self._newest = None
         return entry
+
+    def _contradict(self, listing: Listing) -> None:
+        self.contradictions += 1
+        self.contradicted_at = listing.started
 
     def _change(self, entry: Entry, task: pb.StoreImageTaskResult) -> None:
         self._touch(entry)
         before, after = entry.task.ec2_store_task_state, task.ec2_store_task_state
         if before != after:
             entry.transitions.append((entry.changed, before))
-        self._in_progress -= entry.task.store_task_state not in _ENDED
-        self._in_progress += task.store_task_state not in _ENDED
+        if task.store_task_state in _ENDED:
+            self._unfinished.pop(task.task_id, None)
+        else:
+            self._unfinished[task.task_id] = entry
         entry.task = task
 
     def _touch(self, entry: Entry) -> None:
@@ -228,7 +271,8 @@ class View:
         self._entries[entry.task.task_id] = self._entries.pop(entry.task.task_id)
 
     def _miss(self, listing: Listing) -> None:
-        missing = [e for key, e in self._entries.items() if key not in listing.seen and e.removed is None]
+        # A read that runs slowly is no witness against what a later one has listed.
+        missing = [e for e in self._entries.values() if e.removed is None and e.listed_at < listing.started]
         for entry in missing:
             if entry.absent_since is None:
                 entry.absent_since = listing.started
@@ -240,9 +284,9 @@ class View:
     def _remove(self, entry: Entry, reason: "pb.TaskChange.RemovalReason.ValueType", started: float) -> None:
         self._touch(entry)
         entry.removed, entry.removed_at = reason, started
-        self._in_progress -= entry.task.store_task_state not in _ENDED
+        self._unfinished.pop(entry.task.task_id, None)
         self._tombstones += 1
-        self._listed = None
+        self._listed = self._newest = None
 
     def _bury(self, now: float) -> None:
         """Drop the oldest tombstones: those past their time, and what is above the number kept."""

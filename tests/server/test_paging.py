@@ -4,7 +4,7 @@ Two replicas that share nothing answer the pages in any order, while targets fai
 start, progress and end between the pages.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 from fake_ec2 import FakeEc2, FakeWorld, aws_error
 from hypothesis import given, settings
@@ -12,39 +12,28 @@ from hypothesis import strategies as st
 from virtual import VirtualClock, run
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server.answers import Answers
-from imagetasks_server.budget import Allowance, Budget
+from imagetasks_server.assembly import assemble
+from imagetasks_server.config import BudgetSettings, Settings
 from imagetasks_server.errors import Error
-from imagetasks_server.lookups import Lookups
-from imagetasks_server.reader import Reader
 from imagetasks_server.selection import Order, order_of
 from imagetasks_server.service import Call, Service
-from imagetasks_server.targets import Target, Targets
-from imagetasks_server.tracked import Registry, Tracked
-from imagetasks_server.upstream import Upstream
-from imagetasks_server.view import Revisions, View
 
-PLENTY = Allowance(capacity=1e6, refill=1e6, usable=1.0, initial=1e6)
 WORLD = {"main": ("eu-central-1", "us-east-1"), "other": ("eu-central-1",)}
+SETTINGS = Settings(
+    accounts=[{"name": name} for name in WORLD],
+    budget=BudgetSettings(capacity=1e6, refill=1e6, initial=1e6),
+)
 MAX_PAGES = 60
 
 
 def replica(world: FakeWorld, clock: VirtualClock) -> Service:
     """A gateway process of its own over the world."""
-    revisions = Revisions()
-
-    def make(target: Target) -> Tracked:
-        view, budget = View(revisions), Budget(PLENTY, clock)
-        upstream = Upstream(world.accounts[target.account].read_page(target), budget, timeout=20)
-        return Tracked(view, budget, Reader(view, upstream, clock), Lookups(view, upstream, clock))
-
-    registry = Registry(make)
-    targets = Targets(world.accounts, {}, clock, expiry=3600, timeout=10)
-    answers = Answers(registry, clock, cache_bytes=1 << 20)
-    return Service(targets, registry, answers, clock, default_max_age=5.0)
+    return assemble(SETTINGS, world.accounts, clock).service
 
 
-async def page_of(service: Service, request: pb.DescribeStoreImageTasksRequest, clock: VirtualClock) -> "Page":
+async def page_of(
+    service: Service, request: pb.DescribeStoreImageTasksRequest, clock: VirtualClock
+) -> "Page":
     message = await service.describe_store_image_tasks(request, Call(clock() + 60))
     return pb.DescribeStoreImageTasksResponse.FromString(message)
 
@@ -108,7 +97,7 @@ def test_each_task_of_the_answering_targets_comes_once_newest_first(data: st.Dat
     run(scenario)
 
 
-def move(world: FakeWorld, data: st.DataObject, numbers: "Callable[[], int] | object") -> None:
+def move(world: FakeWorld, data: st.DataObject, numbers: Iterator[int]) -> None:
     """Something happens between two pages."""
     for ec2 in world.all():
         what = data.draw(st.sampled_from(["nothing", "fails", "recovers", "starts", "progresses", "ends"]))
@@ -117,7 +106,7 @@ def move(world: FakeWorld, data: st.DataObject, numbers: "Callable[[], int] | ob
         elif what == "recovers":
             ec2.recover()
         elif what == "starts":
-            add(ec2, 0.0, next(numbers))  # type: ignore[call-overload]
+            add(ec2, 0.0, next(numbers))
         elif ec2.tasks and what in {"progresses", "ends"}:
             task = data.draw(st.sampled_from(ec2.tasks))
             if what == "ends":

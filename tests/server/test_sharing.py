@@ -53,8 +53,13 @@ def tracked_over(ec2: FakeEc2, clock: VirtualClock, allowance: Allowance = PLENT
 
     view = View(Revisions())
     budget = Budget(allowance, clock)
-    upstream = Upstream(slow, budget, timeout=60)
-    return Tracked(view, budget, Reader(view, upstream, clock), Lookups(view, upstream, clock))
+    upstream = Upstream(slow, budget, clock, timeout=60, remember_refusals_for=30)
+    reader = Reader(view, upstream, clock, full_read_every=600, distrust_for=1800, timeout=300)
+    return Tracked(view, budget, reader, Lookups(view, upstream, clock))
+
+
+def asked(not_before: float, deadline: float, *, forbid_stale: bool = False) -> Question:
+    return Question(Selection(), not_before, forbid_stale, deadline, stale_after=0.0, caller="somebody")
 
 
 def ec2_with_pages(clock: VirtualClock) -> FakeEc2:
@@ -79,7 +84,7 @@ def test_any_callers_in_any_order_share_reads_and_leave_nothing(callers: list[Ca
         async def call(caller: Caller) -> None:
             await asyncio.sleep(caller.arrives)
             arrived = clock()
-            question = Question(Selection(), arrived - caller.max_age, True, arrived + 1000)
+            question = asked(arrived - caller.max_age, arrived + 1000, forbid_stale=True)
             part = Part(ec2.target, tracked)
             with contextlib.suppress(TimeoutError):
                 async with (
@@ -261,7 +266,7 @@ def test_a_target_that_never_answered_has_no_source() -> None:
         ec2 = ec2_with_pages(clock)
         part = Part(ec2.target, tracked_over(ec2, clock))
         ec2.fail(aws_error("RequestLimitExceeded", status=503))
-        question = Question(Selection(), clock(), False, clock() + 60)
+        question = asked(clock(), clock() + 60)
         async with contextlib.aclosing(progress([part], question, clock)) as news:
             assert [each async for each in news] == [part]
         assert part.error is not None

@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.selection import Selection, order_of
@@ -137,7 +137,7 @@ class ViewThroughTime(RuleBasedStateMachine):
             assert not (old.store_task_state in ENDED and new.store_task_state not in ENDED)
             if new.HasField("progress_percentage"):
                 assert new.progress_percentage >= old.progress_percentage
-        self.before = {task_id: task for task_id, task in after.items()}
+        self.before = dict(after)
         states = {task_id: task.ec2_store_task_state for task_id, task in after.items()}
         self.past.append((self.revisions.last, states))
 

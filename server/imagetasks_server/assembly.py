@@ -1,0 +1,98 @@
+"""Puts the gateway together between the accounts below and the wire above.
+
+The only place that hands settings to the parts. `main` gives it accounts at AWS, tests give it fakes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from imagetasks_server.answers import Answers
+from imagetasks_server.boundary import Boundary
+from imagetasks_server.budget import Allowance, Budget
+from imagetasks_server.clock import Clock
+from imagetasks_server.config import Settings
+from imagetasks_server.lookups import Lookups
+from imagetasks_server.reader import Reader
+from imagetasks_server.service import Service
+from imagetasks_server.targets import Account, Target, Targets
+from imagetasks_server.tracked import Registry, Tracked
+from imagetasks_server.upstream import ReadPage, Upstream
+from imagetasks_server.view import Revisions, View
+
+
+class ReadableAccount(Account, Protocol):
+    """An account whose targets can be discovered and read."""
+
+    def read_page(self, target: Target) -> ReadPage:
+        """The seam to AWS for one of its targets."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts that others must reach."""
+
+    targets: Targets
+    registry: Registry
+    service: Service
+    boundary: Boundary
+
+    async def close(self) -> None:
+        """End everything that asks AWS."""
+        await self.registry.close()
+        await self.targets.close()
+
+
+def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock: Clock) -> Gateway:
+    """A gateway over these accounts; it asks nothing yet."""
+    targets = Targets(
+        accounts,
+        {each.name: each.regions for each in settings.accounts},
+        clock,
+        expiry=settings.region_expiry,
+        timeout=settings.discovery_timeout,
+    )
+    registry = _registry(settings, accounts, clock)
+    service = Service(
+        targets,
+        registry,
+        Answers(registry, clock, cache_bytes=settings.answer_cache_bytes),
+        clock,
+        default_max_age=settings.default_max_age,
+        stale_for=settings.stale_for,
+    )
+    return Gateway(targets, registry, service, Boundary(clock, default_deadline=settings.default_deadline))
+
+
+def _registry(settings: Settings, accounts: Mapping[str, ReadableAccount], clock: Clock) -> Registry:
+    revisions = Revisions()
+    allowance = Allowance(
+        capacity=settings.budget.capacity,
+        refill=settings.budget.refill,
+        usable=(1 - settings.budget.reserve) * settings.budget.share,
+        initial=settings.budget.initial,
+    )
+
+    def make(target: Target, budget: Budget | None) -> Tracked:
+        view = View(revisions, confirm_after=settings.confirm_removal_after)
+        budget = budget or Budget(allowance, clock)
+        upstream = Upstream(
+            accounts[target.account].read_page(target),
+            budget,
+            clock,
+            timeout=settings.page_timeout,
+            remember_refusals_for=settings.remember_refusals_for,
+        )
+        reader = Reader(
+            view,
+            upstream,
+            clock,
+            full_read_every=settings.full_read_every,
+            distrust_for=settings.distrust_for,
+            timeout=settings.read_timeout,
+        )
+        lookups = Lookups(view, upstream, clock, remember_for=settings.remember_lookups_for)
+        return Tracked(view, budget, reader, lookups)
+
+    return Registry(make, clock, keep_unused_for=settings.keep_unused_for, keep_tasks=settings.keep_tasks)
