@@ -54,9 +54,11 @@ image: ## build the container image (IMAGE=name:tag)
 	@docker version >/dev/null 2>&1 || { echo 'make image needs docker and a running engine; "docker version" tells more.' >&2; exit 1; }
 	docker build --tag $(IMAGE) .
 
+# All extras; of these what the image runs, and what builds its wheel; the AWS command line.
 lock: .venv/project ## resolve the dependencies anew, within pyproject.toml (UPGRADE=1: to the newest)
 	$(bin)/uv $(compile) --all-extras --output-file requirements.lock pyproject.toml
 	$(bin)/uv $(compile) --extra server --extra fast --constraints requirements.lock --output-file requirements.server.lock pyproject.toml
+	printf 'hatchling\neditables\n' | $(bin)/uv $(compile) --constraints requirements.lock --output-file requirements.build.lock -
 	$(bin)/uv $(compile) --output-file tests/awscli/requirements.lock tests/awscli/requirements.in
 
 compile = pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(if $(UPGRADE),--upgrade)
@@ -83,7 +85,8 @@ clean: ## remove everything that make has made
 
 define venv
 @test -n "$(PYTHON)" || { echo 'imagetasks needs Python 3.11 or newer, and none was found: make PYTHON=/path/to/python3 ...' >&2; exit 1; }
-@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"imagetasks needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}")'
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || { echo "imagetasks needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)" >&2; exit 1; }
 @echo 'Installing into $(1) (once; about a minute)'
 @$(PYTHON) -m venv $(1)
 endef

@@ -1,0 +1,122 @@
+"""Programs as a user starts them, and whether they are gone."""
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Generous: the machine may be busy. Nothing waits this long that goes well.
+SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """`imagetasks-server` that serves.
+
+    Attributes:
+        process: It.
+        address: Where it listens.
+        log: What it has logged so far.
+    """
+
+    process: subprocess.Popen[bytes]
+    address: str
+    log: list[str]
+
+
+@contextlib.contextmanager
+def gateway(*arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Gateway]:
+    """Runs `imagetasks-server` on a free port as long as the context lasts.
+
+    Args:
+        arguments: More of its command line, as `--sandbox`.
+        environment: Its own; None: this process's.
+    """
+    command = [sys.executable, "-m", "imagetasks_server", "--listen", "127.0.0.1:0", *arguments]
+    log: list[str] = []
+    addresses: list[str] = []
+    known = threading.Event()
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            log.append(line.decode(errors="replace"))
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if entry["event"] == "serving":
+                    addresses.append(entry["address"])
+                    known.set()
+        known.set()
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            assert known.wait(SECONDS), "the gateway is not ready"
+            assert addresses, "".join(log)
+            yield Gateway(process, addresses[0], log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            reader.join(SECONDS)
+
+
+def without_make() -> dict[str, str]:
+    """This process's environment without what a make around it says to its children."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+
+
+def children(pid: int) -> list[int]:
+    """The ids of a process's children."""
+    return [
+        int(child)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in path.read_text().split()
+    ]
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Every process with this text in its environment, whoever is its parent now: id to command line."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        # Ended meanwhile, or not ours.
+        with contextlib.suppress(OSError):
+            if mark.encode() in (path / "environ").read_bytes():
+                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
+
+
+def ends(pid: int) -> bool:
+    """Waits until a process that need not be our child has ended; False if it does not."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(process, selectors.EVENT_READ)
+            return bool(selector.select(SECONDS))
+    finally:
+        os.close(process)
+
+
+def becomes(condition: Callable[[], object]) -> bool:
+    """Waits until a condition holds; False if it does not."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True

@@ -1,0 +1,144 @@
+"""Who may import whom: the house's order, held."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from processes import ROOT
+
+SERVER = ROOT / "server/imagetasks_server"
+CLIENT = ROOT / "clients/python/imagetasks"
+SANDBOX = ROOT / "sandbox/imagetasks_sandbox"
+
+# Top to bottom. A module may import only what stands below it.
+ORDER = (
+    "__main__",
+    "main",
+    "boundary",
+    "auth",
+    "service",
+    "answers",
+    "parts",
+    "follow",
+    "tracked",
+    "lookups",
+    "reader",
+    "refresh",
+    "ec2",
+    "aws_errors",
+    "aws_session",
+    "targets",
+    "upstream",
+    "shallow",
+    "view",
+    "budget",
+    "selection",
+    "sandbox",
+    "config",
+    "errors",
+    "telemetry",
+    "clock",
+    "__init__",
+)
+# What may not be written yet.
+PLANNED = {"auth", "follow"}
+
+# Where correctness lives: driven through thousands of histories, so without I/O and time of their own.
+PURE = {"budget", "selection", "shallow", "view"}
+IMPURE = {
+    "asyncio",
+    "contextvars",
+    "grpc",
+    "os",
+    "pathlib",
+    "random",
+    "socket",
+    "structlog",
+    "threading",
+    "time",
+}
+
+# The only ones that know how AWS is spoken to.
+SPEAK_TO_AWS = {"aws_errors", "aws_session", "ec2"}
+AWS = {"aioboto3", "aiobotocore", "aiohttp", "boto3", "botocore"}
+
+# The packages of the bare install: what `pip install` without extras brings.
+BARE = {"google", "grpc", "imagetasks", "jmespath", "rich"}
+
+
+def modules(package: Path) -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(package).with_suffix("").parts): path
+        for path in sorted(package.rglob("*.py"))
+        if not path.stem.endswith(("_pb2", "_pb2_grpc"))
+    }
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of what a module imports, wherever in it; with `from a import b` both a and a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            assert node.module is not None
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def roots(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+SERVER_MODULES = modules(SERVER)
+
+
+def test_every_module_of_the_server_has_its_place() -> None:
+    assert len(ORDER) == len(set(ORDER))
+    assert set(SERVER_MODULES) - set(ORDER) == set(), "say in ORDER where it stands"
+    assert set(ORDER) - set(SERVER_MODULES) <= PLANNED, "ORDER names what is not there"
+
+
+@pytest.mark.parametrize("module", SERVER_MODULES)
+def test_imports_point_down(module: str) -> None:
+    below = ORDER[ORDER.index(module) + 1 :] if module in ORDER else ()
+    imported = {
+        name.split(".")[1]
+        for name in imports(SERVER_MODULES[module])
+        if name.startswith("imagetasks_server.")
+    }
+    assert imported & set(ORDER) <= set(below)
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_the_pure_modules_are_pure(module: str) -> None:
+    assert not roots(SERVER_MODULES[module]) & IMPURE
+
+
+@pytest.mark.parametrize("module", sorted(set(SERVER_MODULES) - SPEAK_TO_AWS))
+def test_few_modules_speak_to_aws(module: str) -> None:
+    assert not roots(SERVER_MODULES[module]) & AWS
+
+
+@pytest.mark.parametrize("path", SERVER_MODULES.values(), ids=str)
+def test_the_server_takes_only_stubs_from_the_client_and_nothing_from_the_sandbox(path: Path) -> None:
+    assert "imagetasks_sandbox" not in roots(path)
+    assert {name for name in imports(path) if name == "imagetasks" or name.startswith("imagetasks.")} <= {
+        "imagetasks.v1",
+        "imagetasks.v1.store_image_tasks_pb2",
+        "imagetasks.v1.store_image_tasks_pb2_grpc",
+    }
+
+
+@pytest.mark.parametrize("path", modules(CLIENT).values(), ids=str)
+def test_the_client_needs_the_bare_install_only(path: Path) -> None:
+    assert roots(path) - set(sys.stdlib_module_names) <= BARE
+
+
+@pytest.mark.parametrize("path", modules(SANDBOX).values(), ids=str)
+def test_the_sandbox_knows_neither_client_nor_server(path: Path) -> None:
+    assert not roots(path) & {"imagetasks", "imagetasks_server"}

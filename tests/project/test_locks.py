@@ -1,0 +1,95 @@
+"""The locks say what pyproject.toml says, by hash, and name no place to get it from."""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from processes import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+REQUIRED: list[str] = PROJECT["project"]["dependencies"]
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+
+ALL = "requirements.lock"
+SERVER = "requirements.server.lock"
+BUILD = "requirements.build.lock"
+AWSCLI = "tests/awscli/requirements.lock"
+
+PINNED = re.compile(
+    r"^(?P<name>[a-z0-9-]+)==(?P<version>[^ ;]+)(?: ; (?P<marker>[^\\]+))? \\\n"
+    r"(?:    --hash=sha256:[0-9a-f]{64} \\\n)*"
+    r"    --hash=sha256:[0-9a-f]{64}\n",
+    re.MULTILINE,
+)
+
+
+def pinned(lock: str) -> dict[str, str]:
+    """Versions by name; fails if anything else stands in the lock."""
+    text = (ROOT / lock).read_text()
+    assert PINNED.sub("", text) == "", "neither a version nor a hash"
+    return {match["name"]: match["version"] for match in PINNED.finditer(text)}
+
+
+def requirements(lines: list[str]) -> list[Requirement]:
+    """Of the lines those that are for this machine, and not the project's own."""
+    wanted = (Requirement(line) for line in lines)
+    foreign = (each for each in wanted if each.name != "imagetasks")
+    return [each for each in foreign if not each.marker or each.marker.evaluate()]
+
+
+@pytest.mark.parametrize("lock", [ALL, SERVER, BUILD, AWSCLI])
+def test_every_line_is_a_version_or_a_hash(lock: str) -> None:
+    assert pinned(lock)
+
+
+@pytest.mark.parametrize(
+    ("lock", "lines"),
+    [
+        (ALL, [*REQUIRED, *(line for extra in EXTRAS.values() for line in extra)]),
+        (ALL, PROJECT["build-system"]["requires"]),
+        (SERVER, [*REQUIRED, *EXTRAS["server"], *EXTRAS["fast"]]),
+        (BUILD, PROJECT["build-system"]["requires"]),
+        (AWSCLI, (ROOT / "tests/awscli/requirements.in").read_text().split()),
+    ],
+)
+def test_the_lock_satisfies_what_is_required(lock: str, lines: list[str]) -> None:
+    versions = pinned(lock)
+    for requirement in requirements(lines):
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
+@pytest.mark.parametrize("lock", [SERVER, BUILD])
+def test_what_is_shipped_is_what_is_tested(lock: str) -> None:
+    assert pinned(lock).items() <= pinned(ALL).items()
+
+
+def test_the_image_has_nothing_that_only_tests_need() -> None:
+    tools = {canonicalize_name(Requirement(line).name) for line in EXTRAS["dev"] + EXTRAS["sandbox"]}
+    assert not tools & set(pinned(SERVER))
+
+
+def test_the_grpc_family_moves_together() -> None:
+    family = {name: version for name, version in pinned(ALL).items() if name.startswith("grpcio")}
+    assert len(set(family.values())) == 1, family
+    # It overwrites googleapis' modules.
+    assert not {"grpcio-admin", "xds-protos"} & set(pinned(ALL))
+
+
+def test_what_is_installed_is_what_is_locked() -> None:
+    installed: dict[str, str] = {
+        canonicalize_name(match[1]): match[2]
+        for place in sys.path
+        for path in Path(place).glob("*.dist-info")
+        if (match := re.fullmatch(r"(.+)-([^-]+)\.dist-info", path.name))
+    }
+    different = {
+        name: (version, installed[name])
+        for name, version in pinned(ALL).items()
+        if name in installed and installed[name] != version
+    }
+    assert not different, "make installs what the lock says"
