@@ -9,6 +9,7 @@ everything that it started.
 import asyncio
 import collections
 import contextlib
+import errno
 import json
 import math
 import os
@@ -71,8 +72,11 @@ def main() -> int:
     except (DemoError, imagetasks.Error) as error:
         sys.stderr.write(f"make run: {error}\n")
         return 1
-    except BrokenPipeError:
-        # The reader left, as `head` does. Python would complain when it flushes stdout at exit.
+    except OSError as error:
+        # The reader left, as `head` does, or the terminal was closed.
+        if error.errno not in {errno.EPIPE, errno.EIO}:
+            raise
+        # Python would complain when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0

@@ -22,6 +22,8 @@ STUBS = tuple(
     for ending in ("pb2.py", "pb2.pyi", "pb2_grpc.py", "pb2_grpc.pyi")
 )
 PROTOSET = PROTO.with_suffix(".protoset")
+# Nothing is imported from it: the errors' details are its messages, and tools show them if they know them.
+MORE = ("google/rpc/error_details.proto",)
 
 
 class GenerationError(Exception):
@@ -55,6 +57,7 @@ def generate(into: Path) -> None:
             "--include_source_info",
             f"--descriptor_set_out={into / PROTOSET}",
             str(PROTO),
+            *MORE,
         ]
     )
     if status != 0:
