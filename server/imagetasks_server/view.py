@@ -14,8 +14,8 @@ Truth rules:
   and older than the 31 days EC2 shows;
 - a task that EC2 lists twice, because the list moved while it was read, counts once.
 
-A task's message is never changed once it is here: callers may hold it. Each full read replaces even
-equal messages by its own, so that the memory of old reads, which messages share, is let go.
+A task's message is never changed once it is here: callers may hold it. A read replaces even equal
+messages by its own, so that the memory of old reads, which their messages share, is let go.
 """
 
 import bisect
@@ -218,8 +218,7 @@ class View:
         entry.listed_at = max(entry.listed_at, listing.started)
         kept = entry.task
         if task == kept:
-            if listing.full:
-                entry.task = task
+            entry.task = task
             return entry
         if kept.store_task_state in _ENDED:
             self._contradict(listing)
@@ -228,8 +227,6 @@ class View:
         newer = _never_back(kept, task)
         if newer != kept:
             self._change(entry, newer)
-        elif listing.full:
-            entry.task = newer
         return entry
 
     def _add(self, task: pb.StoreImageTaskResult, listing: Listing) -> Entry:

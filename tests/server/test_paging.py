@@ -7,6 +7,7 @@ start, progress and end between the pages.
 from collections.abc import Iterator
 
 from fake_ec2 import FakeEc2, FakeWorld, aws_error
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual import VirtualClock, run
@@ -68,7 +69,7 @@ def test_each_task_of_the_answering_targets_comes_once_newest_first(data: st.Dat
         replicas = [replica(world, clock), replica(world, clock)]
         request = pb.DescribeStoreImageTasksRequest(forbid_stale=data.draw(st.booleans()))
         if data.draw(st.booleans()):
-            request.max_age.FromSeconds(data.draw(st.sampled_from([0, 3])))
+            request.max_age.CopyFrom(Duration(seconds=data.draw(st.sampled_from([0, 3]))))
         existed = listed_now(world)
 
         rows: list[pb.StoreImageTaskResult] = []
@@ -182,7 +183,7 @@ def test_further_pages_cause_no_reads_on_the_same_replica_even_at_max_age_zero()
         world.ec2().add_ended(10)
         service = replica(world, clock)
         request = pb.DescribeStoreImageTasksRequest(max_results=2)
-        request.max_age.FromSeconds(0)
+        request.max_age.SetInParent()
         for _ in range(5):
             page = await page_of(service, request, clock)
             request.next_token = page.next_token

@@ -222,7 +222,7 @@ def test_a_removed_task_that_is_listed_again_is_back() -> None:
 def test_a_partial_read_removes_nothing_and_is_no_read_of_the_list() -> None:
     view = View(Revisions(), confirm_after=0.0)
     read(view, START, [a_task(1), a_task(2)])
-    read(view, START + 50, [a_task(1, progress=7)], full=False)
+    view.apply(Listing(START + 50, full=False), [a_task(1, progress=7)])
     assert len(view) == 2
     assert view.read_time == START
     assert shown(view)["task-0001"].progress_percentage == 7
@@ -244,7 +244,7 @@ def test_a_contradiction_is_counted_and_not_believed() -> None:
     assert shown(view)["task-0001"].ec2_store_task_state == "Completed"
 
 
-def test_a_full_read_lets_the_memory_of_old_reads_go() -> None:
+def test_a_read_lets_the_memory_of_old_reads_go() -> None:
     view = View(Revisions())
 
     def page(progress: int) -> Any:
