@@ -28,6 +28,9 @@ from imagetasks_server.tracked import Registry
 MAX_NAMES: Final = 2000
 NANOS: Final = 1_000_000_000
 
+# Once: it is read from the disk.
+_VERSION: Final = importlib.metadata.version("imagetasks")
+
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _REGION = re.compile(r"[a-z]{2,4}(?:-[a-z]{2,12}){1,3}-[0-9]{1,2}")
 
@@ -107,7 +110,7 @@ class Service:
             for target, error in resolution.failed
         ]
         states.sort(key=lambda state: (state.target.account, state.target.region))
-        return pb.ListTargetsResponse(targets=states, server_version=importlib.metadata.version("imagetasks"))
+        return pb.ListTargetsResponse(targets=states, server_version=_VERSION)
 
     def watch_store_image_tasks(
         self, request: pb.WatchStoreImageTasksRequest, call: Call
