@@ -1,6 +1,7 @@
 """grpcurl, a client nobody here wrote, on the gateway: by reflection and by the descriptor set."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -35,15 +36,22 @@ def grpcurl(*arguments: str, **request: Any) -> "subprocess.CompletedProcess[str
 
 
 def answers(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
-    """The messages it printed, one after the other."""
+    """The messages it printed, one after the other, with the contract's own names.
+
+    By reflection it knows no JSON names and prints these as they are.
+    """
     assert (done.returncode, done.stderr) == (0, "")
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_hook=_contract_names)
     text, found = done.stdout.strip(), []
     while text:
         message, end = decoder.raw_decode(text)
         found.append(message)
         text = text[end:].lstrip()
     return found
+
+
+def _contract_names(members: dict[str, Any]) -> dict[str, Any]:
+    return {re.sub("[A-Z]", lambda c: f"_{c[0].lower()}", name): value for name, value in members.items()}
 
 
 def test_lists(running: Gateway, knowing: list[str]) -> None:
@@ -79,11 +87,11 @@ def test_calls_describe(running: Gateway, knowing: list[str]) -> None:
     method = f"{SERVICE}/DescribeStoreImageTasks"
     question = {"max_results": 2, "regions": ["eu-west-1", "us-east-1"]}
     (first,) = answers(grpcurl(*knowing, running.address, method, **question))
-    assert len(first["storeImageTaskResults"]) == 2
-    assert len(first["targetOutcomes"]) == 6
-    question["next_token"] = first["nextToken"]
+    assert len(first["store_image_task_results"]) == 2
+    assert len(first["target_outcomes"]) == 6
+    question["next_token"] = first["next_token"]
     (second,) = answers(grpcurl(*knowing, running.address, method, **question))
-    ids = [task["taskId"] for page in (first, second) for task in page["storeImageTaskResults"]]
+    ids = [task["task_id"] for page in (first, second) for task in page["store_image_task_results"]]
     assert len(set(ids)) == 4
 
 
@@ -99,8 +107,8 @@ def test_calls_stream(running: Gateway, knowing: list[str]) -> None:
     kinds = [next(iter(message)) for message in messages]
     assert kinds[-1] == "summary"
     assert sorted(kinds[:-1])[:2] == ["outcome", "outcome"]
-    pages = [message["page"]["storeImageTaskResults"] for message in messages if "page" in message]
-    assert sum(map(len, pages)) == messages[-1]["summary"]["taskCount"] >= 450
+    pages = [message["page"]["store_image_task_results"] for message in messages if "page" in message]
+    assert sum(map(len, pages)) == messages[-1]["summary"]["task_count"] >= 450
     # The denied Region is told, with its details resolved.
     (denied,) = [message["outcome"] for message in messages if "status" in message.get("outcome", {})]
     assert denied["target"]["region"] == "sa-east-1"

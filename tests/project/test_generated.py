@@ -35,6 +35,8 @@ def test_the_descriptor_set_holds_all_that_a_tool_needs() -> None:
     methods = [method.name for service in own.service for method in service.method]
     service = pb.DESCRIPTOR.services_by_name["StoreImageTaskService"]
     assert methods == [method.name for method in service.methods]
+    # What errors carry is imported by nothing, and shown by tools that know it.
+    assert "google/rpc/error_details.proto" in files
     # With comments.
     assert any(location.leading_comments for location in own.source_code_info.location)
 

@@ -16,6 +16,7 @@ SANDBOX = ROOT / "sandbox/imagetasks_sandbox"
 ORDER = (
     "__main__",
     "main",
+    "assembly",
     "boundary",
     "auth",
     "service",

@@ -33,13 +33,8 @@ def mark() -> Iterator[str]:
 
 def environment(mark: str, seconds: str = "") -> dict[str, str]:
     name, _, value = mark.partition("=")
-    return without_make() | {
-        name: value,
-        "RUN_SECONDS": seconds,
-        "TERM": "xterm",
-        "COLUMNS": "120",
-        "LINES": "40",
-    }
+    screen = {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    return without_make() | screen | {name: value, "RUN_SECONDS": seconds}
 
 
 def server_of(mark: str) -> int:
@@ -54,7 +49,8 @@ class Terminal:
         self.output = ""
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", *MAKE],
+            # A shell, as in life: when the terminal closes, its end is told to what runs in it.
+            ["setsid", "--ctty", "sh", "-c", f"{' '.join(MAKE)}; exit $?"],
             cwd=ROOT,
             env=environment(mark),
             stdin=slave,
@@ -151,6 +147,7 @@ def test_a_gateway_that_dies_is_told_with_its_last_words(mark: str, terminal: Te
 def test_a_taken_port_is_said_and_another_one_used(mark: str) -> None:
     with socket.socket() as taken:
         # If somebody else has it, all the better.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with contextlib.suppress(OSError):
             taken.bind(("127.0.0.1", 50051))
             taken.listen()
