@@ -15,7 +15,7 @@ from processes import ROOT
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 # Put together here, so that this file does not find itself.
-MACHINE_PATHS = tuple(f"/{name}/" for name in ("work", "root", "home", "Users"))
+MACHINE_PATHS = (str(ROOT), *(f"/{name}/" for name in ("work", "root")))
 REGISTRY_HOSTS = tuple(
     ".".join(parts)
     for parts in (

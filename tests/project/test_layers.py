@@ -16,6 +16,7 @@ SANDBOX = ROOT / "sandbox/imagetasks_sandbox"
 ORDER = (
     "__main__",
     "main",
+    "accounts",
     "assembly",
     "boundary",
     "auth",
@@ -28,8 +29,15 @@ ORDER = (
     "reader",
     "refresh",
     "ec2",
+    "attempts",
     "aws_errors",
     "aws_session",
+    "aws_credentials",
+    "aws_models",
+    "aws_tls",
+    "roster",
+    "aws_organizations",
+    "members",
     "targets",
     "upstream",
     "shallow",
@@ -38,6 +46,7 @@ ORDER = (
     "selection",
     "sandbox",
     "config",
+    "account_settings",
     "errors",
     "telemetry",
     "clock",
@@ -47,7 +56,7 @@ ORDER = (
 PLANNED = {"auth", "follow"}
 
 # Where correctness lives: driven through thousands of histories, so without I/O and time of their own.
-PURE = {"budget", "selection", "shallow", "view"}
+PURE = {"budget", "members", "selection", "shallow", "view"}
 IMPURE = {
     "asyncio",
     "contextvars",
@@ -62,7 +71,7 @@ IMPURE = {
 }
 
 # The only ones that know how AWS is spoken to.
-SPEAK_TO_AWS = {"aws_errors", "aws_session", "ec2"}
+SPEAK_TO_AWS = {"aws_credentials", "aws_errors", "aws_models", "aws_session", "aws_tls", "ec2"}
 AWS = {"aioboto3", "aiobotocore", "aiohttp", "boto3", "botocore"}
 
 # The packages of the bare install: what `pip install` without extras brings.
