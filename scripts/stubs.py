@@ -22,7 +22,8 @@ STUBS = tuple(
     for ending in ("pb2.py", "pb2.pyi", "pb2_grpc.py", "pb2_grpc.pyi")
 )
 PROTOSET = PROTO.with_suffix(".protoset")
-# Nothing is imported from it: the errors' details are its messages, and tools show them if they know them.
+# Also in the descriptor set: the contract does not import it, but its messages are the errors' details, which
+# tools can show only if they know them.
 MORE = ("google/rpc/error_details.proto",)
 
 
@@ -38,30 +39,24 @@ def generate(into: Path) -> None:
     """
     plugin = Path(sys.executable).with_name("protoc-gen-mypy")
     (into / PROTOSET).parent.mkdir(parents=True, exist_ok=True)
-    status = protoc.main(
-        [
-            "protoc",
-            f"-I{PROTOS}",
-            # google/rpc/*.proto, and google/protobuf/*.proto.
-            f"-I{_package('google.rpc').parents[1]}",
-            f"-I{_package('grpc_tools') / '_proto'}",
-            f"--plugin=protoc-gen-mypy={plugin}",
-            f"--plugin=protoc-gen-mypy_grpc={plugin}_grpc",
-            f"--python_out={into}",
-            f"--grpc_python_out={into}",
-            f"--mypy_out=quiet:{into}",
-            f"--mypy_grpc_out=quiet:{into}",
-            # With imports, so that grpcurl needs nothing else; with comments, so that it can show them and
-            # buf can lint them.
-            "--include_imports",
-            "--include_source_info",
-            f"--descriptor_set_out={into / PROTOSET}",
-            str(PROTO),
-            *MORE,
-        ]
+    _protoc(
+        f"--plugin=protoc-gen-mypy={plugin}",
+        f"--plugin=protoc-gen-mypy_grpc={plugin}_grpc",
+        f"--python_out={into}",
+        f"--grpc_python_out={into}",
+        f"--mypy_out=quiet:{into}",
+        f"--mypy_grpc_out=quiet:{into}",
+        str(PROTO),
     )
-    if status != 0:
-        raise GenerationError(f"protoc ended with {status}")
+    # With imports, so that grpcurl needs nothing else; with comments, so that it can show them and buf can
+    # lint them.
+    _protoc(
+        "--include_imports",
+        "--include_source_info",
+        f"--descriptor_set_out={into / PROTOSET}",
+        str(PROTO),
+        *MORE,
+    )
 
 
 def stale() -> list[Path]:
@@ -91,6 +86,13 @@ def main() -> int:
     for path in paths:
         sys.stderr.write(f"stubs: {path} is not what {PROTO} gives; run make stubs\n")
     return 1 if paths else 0
+
+
+def _protoc(*arguments: str) -> None:
+    places = (PROTOS, _package("google.rpc").parents[1], _package("grpc_tools") / "_proto")
+    status = protoc.main(["protoc", *(f"-I{place}" for place in places), *arguments])
+    if status != 0:
+        raise GenerationError(f"protoc ended with {status}")
 
 
 def _package(name: str) -> Path:
