@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import aioboto3
 import aiobotocore.credentials
@@ -24,7 +24,7 @@ from imagetasks_server.aws_tls import SharedTlsConfig, tls_context
 
 ROLE_SESSION_NAME: Final = "imagetasks"
 
-Hooks = Mapping[str, Callable[..., Awaitable[None]]]
+Hooks: TypeAlias = Mapping[str, Callable[..., Awaitable[None]]]
 
 
 class AwsSessions:

@@ -13,7 +13,7 @@ from imagetasks_server.account_settings import AccountSettings, OrganizationSett
 from imagetasks_server.attempts import HOOKS, one_call
 from imagetasks_server.aws_errors import is_expiry, translate
 from imagetasks_server.aws_models import READ_ACTIONS
-from imagetasks_server.aws_session import AwsSession, AwsSessions
+from imagetasks_server.aws_session import AwsSession, AwsSessions, Hooks
 from imagetasks_server.config import Settings
 from imagetasks_server.errors import Error, FailedPrecondition, Unavailable
 from imagetasks_server.targets import Identity, Target
@@ -137,16 +137,17 @@ class Aws:
     Args:
         settings: Time limits and attempts.
         builders: Where clients are built, one at a time.
+        hooks: Botocore's events and who hears them besides.
     """
 
-    def __init__(self, settings: Settings, builders: ThreadPoolExecutor) -> None:
+    def __init__(self, settings: Settings, builders: ThreadPoolExecutor, hooks: Hooks | None = None) -> None:
         self._timeout = settings.discovery_timeout
         self._sessions = AwsSessions(
             builders,
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.page_timeout,
             attempts=settings.attempts,
-            hooks=HOOKS,
+            hooks={**HOOKS, **(hooks or {})},
         )
 
     def open(

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
 import structlog
@@ -24,6 +24,7 @@ from imagetasks_server.aws_organizations import list_members
 from imagetasks_server.boundary import SERVICE, Boundary
 from imagetasks_server.clock import steady_clock
 from imagetasks_server.config import ConfigError, Settings, load
+from imagetasks_server.doctor import Report, examine
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
 from imagetasks_server.roster import Lister, Roster
@@ -32,6 +33,7 @@ from imagetasks_server.targets import Targets
 from imagetasks_server.telemetry import Event, configure_log
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -70,9 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.check_config:
         _say_settings(settings)
         return 0
+    sandbox_arguments = ["--speed", str(arguments.sandbox_speed)] if arguments.sandbox else None
+    if arguments.command == "doctor":
+        return _doctor(settings, arguments, sandbox_arguments)
     json_lines = not sys.stderr.isatty() if settings.log_json is None else settings.log_json
     configure_log(settings.log_level, json_lines=json_lines)
-    sandbox_arguments = ["--speed", str(arguments.sandbox_speed)] if arguments.sandbox else None
     try:
         _run(_serve(settings, sandbox_arguments))
     except ConfigError as error:
@@ -80,13 +84,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(coroutine: Coroutine[None, None, None]) -> None:
+def _doctor(
+    settings: Settings, arguments: argparse.Namespace, sandbox_arguments: Sequence[str] | None
+) -> int:
+    """Returns the exit status: 0, 1 if something fails, or 2 for a bad configuration."""
+
+    async def examine_all() -> Report:
+        async with contextlib.AsyncExitStack() as stack:
+            if sandbox_arguments is None:
+                return await examine(settings, arguments.account, arguments.region)
+            used, _ = await _use_sandbox(settings, sandbox_arguments, stack)
+            return await examine(used, arguments.account, arguments.region, ask_quotas=False)
+
+    # What went wrong stands in the report.
+    configure_log("error", json_lines=not sys.stderr.isatty())
+    try:
+        report = _run(examine_all())
+    except ConfigError as error:
+        return _refuse(error)
+    sys.stdout.write(report.json() if arguments.output == "json" else report.text())
+    return report.exit_status
+
+
+def _run(coroutine: Coroutine[None, None, T]) -> T:
     try:
         import uvloop  # noqa: PLC0415  # an extra
     except ImportError:
-        asyncio.run(coroutine)
-    else:
-        uvloop.run(coroutine)
+        return asyncio.run(coroutine)
+    return uvloop.run(coroutine)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,7 +139,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"imagetasks-server {importlib.metadata.version('imagetasks')}"
     )
+    _add_doctor(parser)
     return parser
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="command", metavar="doctor", title="instead of serving")
+    doctor = commands.add_parser(
+        "doctor",
+        help="ask AWS a dozen questions and tell what works, what does not, and what mends it",
+        description="Asks AWS a dozen questions and tells, target by target, what works, what does not, and "
+        "what mends it. Spends at most 5 calls of a target's own small allowance.",
+        epilog="Exit status: 0 nothing fails, 1 something fails, 2 the configuration cannot be used.",
+        # What is not given here may have been given before the command.
+        argument_default=argparse.SUPPRESS,
+    )
+    doctor.add_argument("--config", metavar="FILE", help="as without the command")
+    doctor.add_argument("--sandbox", action="store_true", help="look at a sandbox instead of AWS")
+    doctor.add_argument(
+        "--account", metavar="NAME", action="append", default=[], help="only this account (repeatable)"
+    )
+    doctor.add_argument(
+        "--region", metavar="REGION", action="append", default=[], help="only this Region (repeatable)"
+    )
+    doctor.add_argument(
+        "--output", choices=["text", "json"], default="text", help="for people or programs (text)"
+    )
 
 
 def _refuse(error: ConfigError) -> int:
@@ -151,10 +201,8 @@ async def _serve(settings: Settings, sandbox_arguments: Sequence[str] | None) ->
     log.info(Event.STARTING, version=importlib.metadata.version("imagetasks"))
     async with contextlib.AsyncExitStack() as stack:
         if sandbox_arguments is not None:
-            child = await stack.enter_async_context(sandbox(sandbox_arguments))
-            child.adopt()
-            settings = settings.model_copy(update={"accounts": child.accounts, "organizations": ()})
-            child.ended.add_done_callback(lambda _: _sandbox_ended(stop))
+            settings, ended = await _use_sandbox(settings, sandbox_arguments, stack)
+            ended.add_done_callback(lambda _: _sandbox_ended(stop))
         builders = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="clients"))
         aws = Aws(settings, builders)
         accounts = Accounts(aws.open)
@@ -174,6 +222,15 @@ async def _serve(settings: Settings, sandbox_arguments: Sequence[str] | None) ->
         warming = asyncio.create_task(_warm(roster, gateway.targets, accounts, servicer, address))
         stack.callback(warming.cancel)
         await stop.wait()
+
+
+async def _use_sandbox(
+    settings: Settings, arguments: Sequence[str], stack: contextlib.AsyncExitStack
+) -> tuple[Settings, asyncio.Task[int]]:
+    """The settings with the sandbox's accounts, and what resolves if it ends by itself."""
+    child = await stack.enter_async_context(sandbox(arguments))
+    child.adopt()
+    return settings.model_copy(update={"accounts": child.accounts, "organizations": ()}), child.ended
 
 
 async def _lister(aws: Aws, organization: OrganizationSettings, stack: contextlib.AsyncExitStack) -> Lister:

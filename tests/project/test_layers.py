@@ -16,6 +16,10 @@ SANDBOX = ROOT / "sandbox/imagetasks_sandbox"
 ORDER = (
     "__main__",
     "main",
+    "doctor",
+    "checks_account",
+    "checks_target",
+    "checks",
     "accounts",
     "assembly",
     "boundary",
