@@ -29,10 +29,10 @@ class Canned:
     def post(self, *targets: Mapping[str, Any]) -> None:
         """Replaces these targets of its world; see `canned.world`."""
         body = json.dumps({"targets": targets}).encode()
-        request = urllib.request.Request(  # noqa: S310 - our own child's address
+        request = urllib.request.Request(
             f"{self.endpoint}{WORLD_PATH}", body, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request):  # noqa: S310
+        with urllib.request.urlopen(request):
             pass
 
     def environment(self, account: str) -> dict[str, str]:
@@ -57,7 +57,7 @@ def canned(arguments: Sequence[str] = ()) -> Iterator[Canned]:
     """
     package = Path(__file__).parent
     path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")]))
-    with subprocess.Popen(  # noqa: S603 - this very package
+    with subprocess.Popen(
         [sys.executable, "-m", package.name, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""EC2's rules of DescribeStoreImageTasks, as a question to one target. Pure; in the order EC2 is taken to check.
+"""EC2's rules of DescribeStoreImageTasks, as a question to one target, in EC2's presumed order. Pure.
 
 At most 20 image ids; with them filters are checked and ignored, only the newest task of each AMI is answered,
 and MaxResults is refused. Pages of at most MaxResults, 1 to 200, with tokens. An id is known by its AMI or by

@@ -1,7 +1,7 @@
 """The canned EC2 over HTTP.
 
-The account is the access key's last 12 characters, the Region that of the signature's scope; the signature itself
-is not checked. Worlds are posted to `WORLD_PATH`.
+The account is the access key's last 12 characters, the Region that of the signature's scope; the signature
+itself is not checked. Worlds are posted to `WORLD_PATH`.
 """
 
 import asyncio

@@ -19,7 +19,7 @@ def parameters(form: Mapping[str, str]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     if image_ids := _items(form, "ImageId"):
         given["ImageIds"] = image_ids
-    filters = []
+    filters: list[dict[str, Any]] = []
     while names := [name for name in form if name.startswith(f"Filter.{len(filters) + 1}.")]:
         prefix = f"Filter.{len(filters) + 1}"
         one: dict[str, Any] = {"Values": _items(form, f"{prefix}.Value")}

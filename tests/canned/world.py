@@ -3,14 +3,14 @@
 A world is posted as JSON, and only what it names is replaced:
 
     {"targets": [{"account": "000000000001", "region": "eu-central-1",
-                  "tasks": [{"AmiId": "ami-1234567890abcdef0", "TaskStartTime": "2026-01-01T01:01:01.001Z", ...}],
-                  "images": ["ami-0fedcba0987654321"],
-                  "refusal": {"code": "RequestLimitExceeded", "message": "Request limit exceeded.", "status": 503},
+                  "tasks": [{"AmiId": "ami-12345678", "TaskStartTime": "2026-01-01T01:01:01.001Z", ...}],
+                  "images": ["ami-87654321"],
+                  "refusal": {"code": "Unavailable", "message": "Come back later.", "status": 503},
                   "seconds": 0.2}]}
 
-A task has EC2's members by their names in EC2's model; one that is absent is not sent, one that is empty is sent
-empty. `images` are AMIs beside those of the tasks. With a `refusal` every DescribeStoreImageTasks is refused
-so. `seconds` is how long each answer takes.
+A task has EC2's members by their names in EC2's model; one that is absent is not sent, one that is empty is
+sent empty. `images` are AMIs beside those of the tasks. With a `refusal` every DescribeStoreImageTasks is
+refused so. `seconds` is how long each answer takes.
 """
 
 from collections.abc import Mapping, Sequence

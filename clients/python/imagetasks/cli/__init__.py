@@ -78,6 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    # The AWS CLI's own words: its global options may stand before the group, so it reads all of them.
+    if "ec2" in arguments and (ec2 := import_module("imagetasks.cli.ec2")).is_meant(arguments):
+        return cast("int", ec2.run(arguments))
     listed = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="imagetasks",

@@ -1,0 +1,221 @@
+"""The gateway as the EC2 of these commands: parameters in, members out, errors in EC2's words."""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import grpc
+
+from imagetasks.cli.ec2 import connection, members, requests
+from imagetasks.cli.ec2.failures import Failure, ServiceError
+from imagetasks.cli.ec2.model import OPERATION, RESULTS
+from imagetasks.cli.ec2.scope import Scope
+from imagetasks.outcomes import Outcomes
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+
+# A terminal is told after this many seconds what is waited for, and then each second.
+_SILENT_SECONDS = 0.5
+_TOLD_EACH_SECONDS = 1.0
+
+_BAD_REGION = re.compile(r"regions\[(\d+)\]")
+_DENIED = "AWS_UNAUTHORIZED_OPERATION"
+
+
+class Gateway:
+    """Asks for pages. To be closed.
+
+    Args:
+        chosen: The global options.
+        own: The gateway's own options.
+        scope: The targets and the freshness.
+        unasked_page: Tasks of a page where none are asked for; None: as the gateway likes.
+
+    Attributes:
+        unasked_page: The same; may be changed between calls.
+    """
+
+    def __init__(
+        self,
+        chosen: argparse.Namespace,
+        own: argparse.Namespace,
+        scope: Scope,
+        unasked_page: int | None,
+    ) -> None:
+        self._scope = scope
+        self.unasked_page = unasked_page
+        self._show_targets: bool = own.show_targets
+        self._debug: bool = chosen.debug
+        self._outcomes = Outcomes()
+        self._seen = 0
+        self._connection = connection.connect(chosen, own)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._connection.channel.close()
+
+    def describe(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """One page, as EC2 would answer.
+
+        Raises:
+            Failure: As EC2 would, or the gateway cannot be asked.
+        """
+        request = requests.describe(parameters, self._scope, self.unasked_page)
+        began = time.monotonic()
+        try:
+            response = self._call(request)
+        except grpc.RpcError as error:
+            self._raise(error, parameters)
+        self._note(request, response, time.monotonic() - began)
+        if parameters.get("DryRun"):
+            raise Failure("\n".join(map(_permission, response.target_outcomes)))
+        self._outcomes.add(response.target_outcomes)
+        self._seen += len(response.store_image_task_results)
+        page: dict[str, Any] = {
+            RESULTS: [
+                members.of_task(task, show_target=self._show_targets)
+                for task in response.store_image_task_results
+            ]
+        }
+        if response.HasField("next_token"):
+            page["NextToken"] = response.next_token
+        return page
+
+    def troubles(self) -> Iterator[tuple[str, bool]]:
+        """What is to be said on stderr of targets that failed or are stale, and whether they failed."""
+        for outcome in self._outcomes.all():
+            if not outcome.HasField("status"):
+                continue
+            place, code, text = _trouble(outcome)
+            if outcome.source == pb.SOURCE_STALE:
+                read = members.timestamp(outcome.read_time)
+                yield f"warning: {place} is shown as read at {read}, for EC2 now says {code}: {text}", False
+            else:
+                yield str(ServiceError(code, text, place)), True
+
+    def _call(self, request: pb.DescribeStoreImageTasksRequest) -> pb.DescribeStoreImageTasksResponse:
+        method = self._connection.stub.DescribeStoreImageTasks
+        timeout, metadata = self._connection.timeout, self._connection.metadata
+        if not sys.stderr.isatty():
+            return method(request, timeout=timeout, metadata=metadata)
+        from imagetasks.cli.terminal import StatusLine  # noqa: PLC0415 - on terminals only
+
+        status = StatusLine(sys.stderr)
+        call = method.future(request, timeout=timeout, metadata=metadata)
+        began = time.monotonic()
+        try:
+            wait = _SILENT_SECONDS
+            while True:
+                try:
+                    return call.result(timeout=wait)
+                except grpc.FutureTimeoutError:
+                    status.show(self._waiting(time.monotonic() - began))
+                    wait = _TOLD_EACH_SECONDS
+        finally:
+            status.clear()
+            call.cancel()
+
+    def _waiting(self, seconds: float) -> str:
+        so_far = f"{self._seen} tasks so far, " if self._seen else ""
+        return f"{so_far}waiting for {self._connection.url} ({seconds:.0f} s)"
+
+    def _note(self, request: Any, response: pb.DescribeStoreImageTasksResponse, seconds: float) -> None:
+        if not self._debug:
+            return
+        from google.protobuf.text_format import MessageToString  # noqa: PLC0415 - for --debug only
+
+        shown = MessageToString(request, as_one_line=True)
+        count, targets = len(response.store_image_task_results), len(response.target_outcomes)
+        sys.stderr.write(
+            f"imagetasks: {self._connection.url} {OPERATION} {{{shown}}}: "
+            f"{count} tasks of {targets} targets, {seconds * 1000:.1f} ms\n"
+        )
+        for outcome in response.target_outcomes:
+            sys.stderr.write(f"imagetasks:   {MessageToString(outcome, as_one_line=True)}\n")
+
+    def _raise(self, failed: grpc.RpcError, parameters: dict[str, Any]) -> NoReturn:
+        """Raises what EC2 or the AWS CLI would say."""
+        from imagetasks import errors  # noqa: PLC0415 - only where something failed
+        from imagetasks.cli.ec2 import refusals  # noqa: PLC0415
+
+        error = errors.from_call(failed)
+        if self._debug:
+            sys.stderr.write(f"imagetasks: {failed!r}\n")
+        if error.aws_error_code:
+            text = _without_action(error)
+            if error.reason == "IMAGE_NOT_FOUND":
+                text = refusals.in_order(text, parameters.get("ImageIds", []))
+            raise ServiceError(error.aws_error_code, text) from failed
+        if error.reason == "UNKNOWN_ACCOUNT":
+            name = error.account or ", ".join(self._scope.accounts)
+            raise Failure(f"The config profile ({name}) could not be found") from failed
+        if isinstance(error, errors.InvalidArgumentError):
+            self._raise_invalid(error, parameters)
+        if isinstance(error, errors.DeadlineExceededError):
+            raise Failure(f'Read timeout on endpoint URL: "{self._connection.url}"') from failed
+        if not error.reason and isinstance(error, errors.UnavailableError):
+            raise Failure(_unconnected(error.message, self._connection.url)) from failed
+        text = "; ".join([error.message, *_of_targets(error)])
+        code = refusals.GATEWAY_CODES.get(error.reason) or refusals.GATEWAY_CODES.get(error.code.name)
+        if code is None:
+            raise Failure(text) from failed
+        raise ServiceError(code, text) from failed
+
+    def _raise_invalid(self, error: Any, parameters: dict[str, Any]) -> NoReturn:
+        from imagetasks.cli.ec2 import refusals  # noqa: PLC0415
+
+        for violation in error.field_violations:
+            if found := _BAD_REGION.fullmatch(violation.field):
+                name = self._scope.regions[int(found[1])]
+                raise Failure(f"Provided region_name '{name}' doesn't match a supported format.")
+            if violation.field.startswith("accounts"):
+                names = ", ".join(self._scope.accounts)
+                raise Failure(f"The config profile ({names}) could not be found")
+        refusal = refusals.of_request(parameters)
+        if refusal is None and error.reason == "PAGE_TOKEN_INVALID":
+            refusal = refusals.TOKEN_REFUSED
+        raise ServiceError(*(refusal or (refusals.GATEWAY_CODES["INVALID_ARGUMENT"], error.message)))
+
+
+def _trouble(outcome: pb.TargetOutcome) -> tuple[str, str, str]:
+    """A failed target's name, EC2's code and text."""
+    from imagetasks import errors  # noqa: PLC0415 - only where something failed
+
+    error = errors.from_status(outcome.status)
+    return _place(outcome.target), error.aws_error_code or error.reason, _without_action(error)
+
+
+def _permission(outcome: pb.TargetOutcome) -> str:
+    """EC2's answer to a dry run in one of several targets."""
+    if outcome.HasField("status"):
+        place, code, text = _trouble(outcome)
+        return str(ServiceError(code, text, place))
+    text = "Request would have succeeded, but DryRun flag is set."
+    return str(ServiceError("DryRunOperation", text, _place(outcome.target)))
+
+
+def _place(target: Any) -> str:
+    """A target, or one of a call's failures, as "account/region"; of a whole account only the account."""
+    return "/".join(filter(None, (target.account, target.region)))
+
+
+def _without_action(error: Any) -> str:
+    """The text of AWS: the gateway names the action behind it where AWS put its encoded blob."""
+    text: str = error.message
+    return text.removesuffix(f" ({OPERATION})") if error.reason == _DENIED else text
+
+
+def _unconnected(message: str, url: str) -> str:
+    if "SSL" in message or "CERTIFICATE" in message or "Ssl" in message:
+        return f"SSL validation failed for {url} {message}"
+    kind = "Connect timeout on" if "timed out" in message else "Could not connect to the"
+    return f'{kind} endpoint URL: "{url}"'
+
+
+def _of_targets(error: Any) -> list[str]:
+    told = [f"{_place(each)}: {each.reason}" for each in error.target_failures]
+    if error.omitted_target_failures:
+        told.append(f"and {error.omitted_target_failures} more")
+    return told
