@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from processes import ROOT, gateway
 
 
@@ -20,11 +18,12 @@ def check(listen: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_it_asks_the_gateway_on_loopback(host: str) -> None:
+def test_it_asks_the_gateway_on_loopback() -> None:
     with gateway("--sandbox") as running:
-        done = check(f"{host}:{running.address.rpartition(':')[2]}")
-        assert (done.returncode, done.stdout) == (0, "SERVING\n")
+        port = running.address.rpartition(":")[2]
+        for host in ("127.0.0.1", "0.0.0.0"):
+            done = check(f"{host}:{port}")
+            assert (done.returncode, done.stdout) == (0, "SERVING\n")
 
 
 def test_it_fails_where_nothing_listens() -> None:
