@@ -3,7 +3,7 @@
 The only place that hands settings to the parts. `main` gives it accounts at AWS, tests give it fakes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,20 +12,29 @@ from imagetasks_server.boundary import Boundary
 from imagetasks_server.budget import Allowance, Budget
 from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
+from imagetasks_server.errors import NotFound
 from imagetasks_server.lookups import Lookups
 from imagetasks_server.reader import Reader
 from imagetasks_server.service import Service
 from imagetasks_server.targets import Account, Target, Targets
 from imagetasks_server.tracked import Registry, Tracked
-from imagetasks_server.upstream import ReadPage, Upstream
+from imagetasks_server.upstream import Page, Query, ReadPage, Upstream
 from imagetasks_server.view import Revisions, View
 
 
 class ReadableAccount(Account, Protocol):
     """An account whose targets can be discovered and read."""
 
-    def read_page(self, target: Target) -> ReadPage:
-        """The seam to AWS for one of its targets."""
+    def read_page(
+        self, target: Target, *, pay: Callable[[], Awaitable[None]], throttled: Callable[[], None]
+    ) -> ReadPage:
+        """The seam to AWS for one of its targets.
+
+        Args:
+            target: Whose tasks.
+            pay: Waits until one more attempt is paid; the first of each call was paid before it.
+            throttled: Is told each time that EC2 throttles, also where another attempt follows.
+        """
         ...
 
 
@@ -45,15 +54,16 @@ class Gateway:
 
 
 def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock: Clock) -> Gateway:
-    """A gateway over these accounts; it asks nothing yet."""
+    """A gateway over these accounts, which may come and go; it asks nothing yet."""
     targets = Targets(
         accounts,
         {each.name: each.regions for each in settings.accounts},
         clock,
         expiry=settings.region_expiry,
         timeout=settings.discovery_timeout,
+        excluded={each.name: each.exclude_regions for each in settings.accounts},
     )
-    registry = _registry(settings, accounts, clock)
+    registry = _registry(settings, accounts, targets, clock)
     service = Service(
         targets,
         registry,
@@ -65,7 +75,9 @@ def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock:
     return Gateway(targets, registry, service, Boundary(clock, default_deadline=settings.default_deadline))
 
 
-def _registry(settings: Settings, accounts: Mapping[str, ReadableAccount], clock: Clock) -> Registry:
+def _registry(
+    settings: Settings, accounts: Mapping[str, ReadableAccount], targets: Targets, clock: Clock
+) -> Registry:
     revisions = Revisions()
     allowance = Allowance(
         capacity=settings.budget.capacity,
@@ -77,8 +89,14 @@ def _registry(settings: Settings, accounts: Mapping[str, ReadableAccount], clock
     def make(target: Target, budget: Budget | None) -> Tracked:
         view = View(revisions, confirm_after=settings.confirm_removal_after)
         budget = budget or Budget(allowance, clock)
+
+        async def read_page(query: Query, token: str | None) -> Page:
+            account = _serving(target, accounts, targets)
+            seam = account.read_page(target, pay=upstream.pay, throttled=budget.throttled)
+            return await seam(query, token)
+
         upstream = Upstream(
-            accounts[target.account].read_page(target),
+            read_page,
             budget,
             clock,
             timeout=settings.page_timeout,
@@ -96,3 +114,12 @@ def _registry(settings: Settings, accounts: Mapping[str, ReadableAccount], clock
         return Tracked(view, budget, reader, lookups)
 
     return Registry(make, clock, keep_unused_for=settings.keep_unused_for, keep_tasks=settings.keep_tasks)
+
+
+def _serving(target: Target, accounts: Mapping[str, ReadableAccount], targets: Targets) -> ReadableAccount:
+    """The account by the target's own name or, when that has gone, by another name of the same account."""
+    for name in (target.account, *targets.names(target.key)):
+        if name in accounts:
+            return accounts[name]
+    text = f"There is no account {target.account!r} any more"
+    raise NotFound("UNKNOWN_ACCOUNT", text, account=target.account, region=target.region)

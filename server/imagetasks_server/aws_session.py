@@ -1,148 +1,148 @@
 """Sessions and clients that are cheap enough to have one client for each target.
 
-As they come, a client builds a class with a method for each of EC2's 700 operations and loads the CA
-bundle into a TLS context of its own. Here botocore is handed the same model with only the operations
-that are used, clients share one TLS context, timestamps are parsed by the standard library, and
-clients are built on a thread.
+One session for each account; botocore is handed slim models (`aws_models`), clients share TLS contexts
+(`aws_tls`) and, where accounts have them in common, credentials; they are built on a thread.
 """
 
 import asyncio
 import contextlib
 import functools
-import ssl
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from typing import Any, Final
 
 import aioboto3
 import aiobotocore.credentials
 import aiobotocore.session
-import aiohttp
-from aiobotocore.config import AioConfig
-from aiobotocore.httpsession import AIOHTTPSession
-from botocore.exceptions import NoCredentialsError
-from botocore.httpsession import create_urllib3_context, get_cert_path
-from botocore.loaders import Loader
-from botocore.utils import parse_timestamp
 
-from imagetasks_server.config import AccountSettings
+from imagetasks_server.account_settings import HOME_REGIONS, Access, partition_of
+from imagetasks_server.aws_credentials import Credentials
+from imagetasks_server.aws_models import SlimLoader, parse_time
+from imagetasks_server.aws_tls import SharedTlsConfig, tls_context
 
-OPERATIONS: Final = {
-    "ec2": ("DescribeStoreImageTasks", "DescribeRegions"),
-    "sts": ("GetCallerIdentity", "AssumeRole"),
-}
-FALLBACK_REGION: Final = "us-east-1"
+ROLE_SESSION_NAME: Final = "imagetasks"
+
+Hooks = Mapping[str, Callable[..., Awaitable[None]]]
 
 
-class SlimLoader(Loader):  # type: ignore[misc]  # botocore is untyped
-    """Botocore's loader of service models, without the operations nobody here calls."""
-
-    def load_service_model(self, service_name: str, type_name: str, api_version: str | None = None) -> Any:
-        """Botocore's model, of `OPERATIONS` only."""
-        model = super().load_service_model(service_name, type_name, api_version)
-        if type_name != "service-2" or service_name not in OPERATIONS:
-            return model
-        if service_name not in self._slim:
-            self._slim[service_name] = _slim(model, OPERATIONS[service_name])
-        return self._slim[service_name]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._slim: dict[str, Any] = {}
-
-
-def _slim(model: dict[str, Any], operations: tuple[str, ...]) -> dict[str, Any]:
-    kept = {name: model["operations"][name] for name in operations}
-    shapes: dict[str, Any] = {}
-    todo = [
-        part["shape"]
-        for operation in kept.values()
-        for part in (operation.get("input"), operation.get("output"), *operation.get("errors", ()))
-        if part
-    ]
-    while todo:
-        name = todo.pop()
-        if name in shapes:
-            continue
-        shape = shapes[name] = model["shapes"][name]
-        inner = (*shape.get("members", {}).values(), *(shape.get(k) for k in ("member", "key", "value")))
-        todo.extend(part["shape"] for part in inner if part)
-    return {**model, "operations": kept, "shapes": shapes}
-
-
-class SharedTlsSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore is untyped
-    """Aiobotocore's HTTP session, with one TLS context for each CA bundle instead of one for each client."""
-
-    def _create_connector(self, proxy_url: str | None) -> Any:
-        if proxy_url or not self._verify or self._cert_file:
-            return super()._create_connector(proxy_url)
-        return aiohttp.TCPConnector(
-            limit=self._max_pool_connections,
-            ssl=_tls_context(get_cert_path(self._verify)),
-            **self._connector_args,
-        )
-
-
-@functools.cache
-def _tls_context(bundle: str) -> ssl.SSLContext:
-    context: ssl.SSLContext = create_urllib3_context()
-    context.load_verify_locations(bundle)
-    return context
-
-
-def _parse_timestamp(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return parse_timestamp(text)  # type: ignore[no-any-return]
-
-
-class AwsSession:
-    """One account's credentials, and its clients.
+class AwsSessions:
+    """Makes sessions; holds what they share.
 
     Args:
-        settings: How to come by the credentials.
-        loader: Shared by all accounts.
         builders: Where clients are built, one at a time: botocore's sessions are not thread-safe.
         connect_timeout: Seconds.
         read_timeout: Seconds.
+        attempts: Times that a call is tried.
+        hooks: Botocore's events and who hears them, in every client.
     """
 
     def __init__(
         self,
-        settings: AccountSettings,
-        loader: SlimLoader,
         builders: ThreadPoolExecutor,
         *,
         connect_timeout: float,
         read_timeout: float,
+        attempts: int,
+        hooks: Hooks,
     ) -> None:
-        self._builders = builders
-        self._clients: dict[tuple[str, str], Any] = {}
-        self._building: dict[tuple[str, str], asyncio.Future[Any]] = {}
-        self._config = AioConfig(
-            connect_timeout=connect_timeout,
-            read_timeout=read_timeout,
-            # The budget pays for calls one by one: an attempt that botocore makes by itself is not paid.
-            retries={"mode": "standard", "total_max_attempts": 1},
-            http_session_cls=SharedTlsSession,
-            parameter_validation=False,
-        )
-        core = aiobotocore.session.get_session()
-        core.register_component("data_loader", loader)
-        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_timestamp)
-        self._session = aioboto3.Session(botocore_session=core, profile_name=settings.profile)
-        self._core = core
-        self._role_arn = settings.role_arn
-        self._credentials_lock = asyncio.Lock()
-        self._credentials_loaded = False
-        self.home_region = settings.home_region or self._session.region_name or FALLBACK_REGION
+        self.builders = builders
+        self._loader = SlimLoader()
+        self._hooks = hooks
+        self._options = {
+            "connect_timeout": connect_timeout,
+            "read_timeout": read_timeout,
+            # Not "adaptive": it guesses at a rate that the budget knows.
+            "retries": {"mode": "standard", "total_max_attempts": attempts},
+            "parameter_validation": False,
+        }
+        self._sources: dict[Access, Credentials] = {}
 
-    async def client(self, service: str, region: str) -> Any:
-        """The client of a service in a Region, built when first asked for.
+    def open(self, access: Access, role_arn: str | None, actions: Sequence[str]) -> "AwsSession":
+        """A session, which asks nothing yet. Reads configuration files, so it may block.
+
+        Args:
+            access: How AWS is reached.
+            role_arn: The role to assume; None: none.
+            actions: IAM's actions that the assumed role is narrowed to.
 
         Raises:
-            Exception: What botocore raises, without credentials for example.
+            Exception: What botocore raises where the configuration files are wrong, or lack the profile.
+        """
+        core = self.core(access)
+        home_region = _home_region(access, core)
+        source = self._source(access)
+        credentials = source
+        if role_arn is not None:
+            arguments = _role_arguments(access, actions)
+            sts = functools.partial(
+                core.create_client, region_name=home_region, endpoint_url=access.sts_endpoint_url
+            )
+            credentials = Credentials(_assume(sts, source, role_arn, arguments))
+        core.register_component("credential_provider", _Provider(credentials))
+        return AwsSession(access, core, self.builders, (credentials, source), home_region)
+
+    def core(self, access: Access) -> Any:
+        """Botocore's session, set up as all of ours are."""
+        core = aiobotocore.session.get_session()
+        core.register_component("data_loader", self._loader)
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
+        options = dict(self._options)
+        if access.proxy:
+            options["proxies"] = {"http": access.proxy, "https": access.proxy}
+        if access.use_fips:
+            options["use_fips_endpoint"] = True
+        # The session's, not each client's: botocore makes clients of its own to come by credentials.
+        core.set_default_client_config(SharedTlsConfig(**options))
+        for variable, value in (("profile", access.profile), ("ca_bundle", access.ca_bundle)):
+            if value is not None:
+                core.set_config_variable(variable, str(value))
+        for event, hook in self._hooks.items():
+            core.register(event, hook)
+        # Botocore finds a missing profile only here.
+        core.get_scoped_config()
+        return core
+
+    def _source(self, access: Access) -> Credentials:
+        """What roles are assumed with: one for all accounts that come by it in the same way."""
+        way = Access(
+            profile=access.profile,
+            partition=access.partition,
+            use_fips=access.use_fips,
+            ca_bundle=access.ca_bundle,
+            proxy=access.proxy,
+        )
+        if way not in self._sources:
+            self._sources[way] = Credentials(functools.partial(_search, self.core(way)))
+        return self._sources[way]
+
+
+class AwsSession:
+    """One account's clients, each built when first asked for. `AwsSessions` makes it."""
+
+    def __init__(
+        self,
+        access: Access,
+        core: Any,
+        builders: ThreadPoolExecutor,
+        credentials: tuple[Credentials, Credentials],
+        home_region: str,
+    ) -> None:
+        self.home_region = home_region
+        self._session = aioboto3.Session(botocore_session=core)
+        self._verify = core.get_config_variable("ca_bundle") or True
+        self._endpoints = {"ec2": access.endpoint_url, "sts": access.sts_endpoint_url}
+        self._builders = builders
+        self._credentials, self._source = credentials
+        self._clients: dict[tuple[str, str], Any] = {}
+        self._building: dict[tuple[str, str], asyncio.Future[Any]] = {}
+
+    async def client(self, service: str, region: str) -> Any:
+        """The client of a service in a Region.
+
+        Raises:
+            Exception: What botocore raises.
         """
         key = (service, region)
         if key in self._clients:
@@ -156,6 +156,18 @@ class AwsSession:
             if key in self._building and self._building[key].done():
                 del self._building[key]
 
+    def generations(self) -> tuple[int, int]:
+        """Which credentials are in use, to be told later that they had expired."""
+        return self._credentials.generation, self._source.generation
+
+    def forget(self, generations: tuple[int, int]) -> None:
+        """Find the credentials anew, and those that the role is assumed with: these had expired."""
+        own, source = generations
+        self._credentials.forget(own)
+        # Without a role they are the same, and have just been forgotten.
+        if self._source is not self._credentials:
+            self._source.forget(source)
+
     async def close(self) -> None:
         """Close all clients and their connections."""
         for task in self._building.values():
@@ -167,7 +179,6 @@ class AwsSession:
         self._clients.clear()
 
     async def _build(self, key: tuple[str, str]) -> Any:
-        await self._load_credentials()
         loop = asyncio.get_running_loop()
         client = await loop.run_in_executor(self._builders, self._build_here, key)
         self._clients[key] = client
@@ -178,32 +189,65 @@ class AwsSession:
 
         async def build() -> Any:
             # Nothing here touches a socket: the client opens its first with its first call.
-            context = self._session.client(service, region_name=region, config=self._config)
+            context = self._session.client(
+                service, region_name=region, endpoint_url=self._endpoints.get(service)
+            )
             return await context.__aenter__()
 
+        # The first call would load it, and block the loop meanwhile.
+        tls_context(self._verify)
         return asyncio.run(build())
 
-    async def _load_credentials(self) -> None:
-        """Find the credentials on the loop that will refresh them; clients take them from the session."""
-        async with self._credentials_lock:
-            if self._credentials_loaded:
-                return
-            source = await self._core.get_credentials()
-            if source is None:
-                raise NoCredentialsError
-            if self._role_arn is not None:
-                self._core._credentials = self._assumed(self._role_arn, source)  # noqa: SLF001  # no public way
-            self._credentials_loaded = True
 
-    def _assumed(self, role_arn: str, source: Any) -> Any:
+class _Provider:
+    """Hands botocore our credentials, where it would look for its own."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    async def load_credentials(self) -> Credentials:
+        return self._credentials
+
+
+async def _search(core: Any) -> Any:
+    """Botocore's chain of places where credentials may be, from the first."""
+    return await aiobotocore.credentials.create_credential_resolver(core).load_credentials()
+
+
+def _assume(
+    sts: Callable[..., Any], source: Credentials, role_arn: str, arguments: Mapping[str, str]
+) -> Callable[[], Awaitable[Any]]:
+    """Assumes the role anew each time it is called; what it returns refreshes itself."""
+
+    async def assume() -> Any:
         fetcher = aiobotocore.credentials.AioAssumeRoleCredentialFetcher(
-            client_creator=functools.partial(
-                self._core.create_client, region_name=self.home_region, config=self._config
-            ),
+            client_creator=sts,
             source_credentials=source,
             role_arn=role_arn,
-            extra_args={"RoleSessionName": "imagetasks"},
+            extra_args=dict(arguments),
         )
         return aiobotocore.credentials.AioDeferredRefreshableCredentials(
             method="assume-role", refresh_using=fetcher.fetch_credentials
         )
+
+    return assume
+
+
+def _role_arguments(access: Access, actions: Sequence[str]) -> dict[str, str]:
+    """Of AssumeRole. The policy narrows the session: whatever the role may do, this can do no more."""
+    statement = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
+    policy = {"Version": "2012-10-17", "Statement": [statement]}
+    arguments = {"RoleSessionName": ROLE_SESSION_NAME, "Policy": json.dumps(policy, separators=(",", ":"))}
+    if access.external_id is not None:
+        arguments["ExternalId"] = access.external_id
+    return arguments
+
+
+def _home_region(access: Access, core: Any) -> str:
+    if access.home_region is not None:
+        return access.home_region
+    # Botocore reads AWS_DEFAULT_REGION only; everybody else reads AWS_REGION.
+    for region in (os.environ.get("AWS_REGION"), core.get_config_variable("region")):
+        if region and partition_of(region) == access.partition:
+            return str(region)
+    return HOME_REGIONS[access.partition]

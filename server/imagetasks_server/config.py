@@ -9,17 +9,9 @@ import ipaddress
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -27,37 +19,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-AccountName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
-RegionName = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,4}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$")]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from imagetasks_server.account_settings import AccountSettings, OrganizationSettings, Seconds, Table
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text names the key."""
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AccountSettings(_Table):
-    """One AWS account: how to come by its credentials, and its Regions."""
-
-    name: AccountName
-    """What callers call it. It need not be AWS's word for it."""
-    role_arn: Annotated[str, StringConstraints(pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/.+$")] | None = (
-        None
-    )
-    """A role to assume with the ambient credentials, or with `profile`'s."""
-    profile: str | None = None
-    """A profile of the AWS configuration files. Absent: the ambient credential chain."""
-    regions: tuple[RegionName, ...] = ()
-    """Its Regions. Empty: all that EC2's DescribeRegions calls enabled."""
-    home_region: RegionName | None = None
-    """Where STS and DescribeRegions are asked. Absent: AWS_REGION, the profile's, else us-east-1."""
-
-
-class BudgetSettings(_Table):
+class BudgetSettings(Table):
     """What the gateway may ask of EC2, per account and Region."""
 
     capacity: Annotated[float, Field(ge=1)] = 50.0
@@ -92,7 +61,9 @@ class Settings(BaseSettings):
     """Log JSON lines. Absent: unless stderr is a terminal."""
 
     accounts: tuple[AccountSettings, ...] = (AccountSettings(name="default"),)
-    """The accounts. Absent: one, "default", with the ambient credentials."""
+    """The accounts. Absent: one, "default", with the ambient credentials, unless there are organizations."""
+    organizations: tuple[OrganizationSettings, ...] = ()
+    """AWS organizations whose accounts are found out. Their accounts come beside `accounts`."""
     budget: BudgetSettings = BudgetSettings()
     """What may be asked of EC2."""
 
@@ -102,6 +73,9 @@ class Settings(BaseSettings):
     """Seconds a call may take where the caller set no deadline."""
     page_timeout: Seconds = 20.0
     """Seconds one call to EC2 may take. Less: a hanging Region fails sooner; more: a slow one succeeds."""
+    attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """Times that one call to AWS is tried, within `page_timeout`, when AWS throttles or fails; each try is
+    paid from the budget. More: passing faults are seen less; less: they cost fewer calls."""
     connect_timeout: Seconds = 5.0
     """Seconds to connect to an AWS endpoint, within `page_timeout`."""
     discovery_timeout: Seconds = 10.0
@@ -136,15 +110,30 @@ class Settings(BaseSettings):
     drain_seconds: Seconds = 10.0
     """Seconds that calls under way get to finish after the first signal to stop."""
 
-    @field_validator("accounts")
+    @model_validator(mode="before")
     @classmethod
-    def _names_are_unique(cls, accounts: tuple[AccountSettings, ...]) -> tuple[AccountSettings, ...]:
-        if not accounts:
-            raise ValueError("at least one account")
-        names = [account.name for account in accounts]
+    def _ambient_unless_told(cls, values: Any) -> Any:
+        # The gateway's own account is rarely one of those it serves an organization from.
+        if isinstance(values, dict) and values.get("organizations") and "accounts" not in values:
+            return {**values, "accounts": ()}
+        return values
+
+    @field_validator("organizations")
+    @classmethod
+    def _names_are_unique(
+        cls, organizations: tuple[OrganizationSettings, ...], info: ValidationInfo
+    ) -> tuple[OrganizationSettings, ...]:
+        accounts = info.data.get("accounts", ())
+        names = [each.name for each in (*accounts, *organizations)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"the name {min(twice)!r} stands twice")
-        return accounts
+        return organizations
+
+    @model_validator(mode="after")
+    def _something_to_serve(self) -> "Settings":
+        if not self.accounts and not self.organizations:
+            raise ValueError("accounts: at least one account or organization")
+        return self
 
     @model_validator(mode="after")
     def _plaintext_stays_at_home(self) -> "Settings":

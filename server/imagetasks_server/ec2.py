@@ -2,15 +2,20 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from botocore.exceptions import ClientError
+
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server.aws_errors import translate
-from imagetasks_server.aws_session import AwsSession, SlimLoader
-from imagetasks_server.config import AccountSettings, Settings
-from imagetasks_server.errors import Error, Unavailable
+from imagetasks_server.account_settings import AccountSettings, OrganizationSettings
+from imagetasks_server.attempts import HOOKS, one_call
+from imagetasks_server.aws_errors import is_expiry, translate
+from imagetasks_server.aws_models import READ_ACTIONS
+from imagetasks_server.aws_session import AwsSession, AwsSessions
+from imagetasks_server.config import Settings
+from imagetasks_server.errors import Error, FailedPrecondition, Unavailable
 from imagetasks_server.targets import Identity, Target
 from imagetasks_server.upstream import Page, Query, ReadPage
 
@@ -24,24 +29,35 @@ _STATES: Final = {
 
 
 class AwsAccount:
-    """One account at AWS."""
+    """One account at AWS.
 
-    def __init__(self, settings: AccountSettings, session: AwsSession, *, timeout: float) -> None:
-        self.name = settings.name
+    Args:
+        name: The gateway's name of it.
+        session: Its clients.
+        timeout: Seconds to find out its identity and Regions.
+    """
+
+    def __init__(self, name: str, session: AwsSession, *, timeout: float) -> None:
+        self.name = name
+        self.home_region = session.home_region
         self._session = session
         self._timeout = timeout
         self._proven = False
 
     async def identity(self) -> Identity:
         """Which account the credentials are of: STS's GetCallerIdentity."""
-        answer = await self._call("sts", self._session.home_region, "get_caller_identity")
+        try:
+            answer = await self.ask("sts", self.home_region, "get_caller_identity")
+        except FailedPrecondition:
+            self._proven = False
+            raise
         self._proven = True
         # arn:PARTITION:sts::ACCOUNT:assumed-role/...
         return Identity(answer["Arn"].split(":")[1], answer["Account"])
 
     async def enabled_regions(self) -> Sequence[str]:
         """The Regions that the account has enabled: EC2's DescribeRegions without AllRegions."""
-        answer = await self._call("ec2", self._session.home_region, "describe_regions")
+        answer = await self.ask("ec2", self.home_region, "describe_regions")
         return [region["RegionName"] for region in answer["Regions"]]
 
     async def warm(self, region: str) -> None:
@@ -49,10 +65,18 @@ class AwsAccount:
         try:
             await self._session.client("ec2", region)
         except Exception as error:  # translated, whatever it is
-            raise translate(error, credentials_proven=self._proven).at(self.name, region) from error
+            raise self._translate(error, region) from error
 
-    def read_page(self, target: Target) -> ReadPage:
-        """The seam for one target: DescribeStoreImageTasks."""
+    def read_page(
+        self, target: Target, *, pay: Callable[[], Awaitable[None]], throttled: Callable[[], None]
+    ) -> ReadPage:
+        """The seam for one target: DescribeStoreImageTasks.
+
+        Args:
+            target: Whose tasks. Their account's name is this target's.
+            pay: Waits until one more attempt is paid; the first of each call was paid before it.
+            throttled: Is told each time that EC2 throttles, also where another attempt follows.
+        """
 
         async def read_page(query: Query, token: str | None) -> Page:
             parameters: dict[str, Any] = {}
@@ -66,51 +90,84 @@ class AwsAccount:
             if token is not None:
                 parameters["NextToken"] = token
             try:
-                client = await self._session.client("ec2", target.region)
-                answer = await client.describe_store_image_tasks(**parameters)
+                with one_call(pay, throttled):
+                    answer = await self._call("ec2", target.region, "describe_store_image_tasks", parameters)
                 return page_of(target, answer)
             except Exception as error:
-                raise translate(error, credentials_proven=self._proven).at(
-                    target.account, target.region
-                ) from error
+                raise self._translate(error, target.region).at(target.account, target.region) from error
 
         return read_page
+
+    async def ask(self, service: str, region: str, operation: str, **parameters: Any) -> Any:
+        """Any call, as botocore names it, and botocore's answer. Raises `Error`."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._call(service, region, operation, parameters)
+        except TimeoutError:
+            text = f"{service} in {region} did not answer within {self._timeout:g} s"
+            raise Unavailable("AWS_TIMEOUT", text, account=self.name) from None
+        except Exception as error:
+            raise self._translate(error, region) from error
 
     async def close(self) -> None:
         """Close the clients."""
         await self._session.close()
 
-    async def _call(self, service: str, region: str, operation: str) -> Any:
+    async def _call(self, service: str, region: str, operation: str, parameters: Mapping[str, Any]) -> Any:
+        client = await self._session.client(service, region)
+        call = getattr(client, operation)
+        generations = self._session.generations()
         try:
-            async with asyncio.timeout(self._timeout):
-                client = await self._session.client(service, region)
-                return await getattr(client, operation)()
-        except TimeoutError:
-            text = f"{service} in {region} did not answer within {self._timeout:g} s"
-            raise Unavailable("AWS_TIMEOUT", text, account=self.name) from None
-        except Error:
-            raise
-        except Exception as error:
-            raise translate(error, credentials_proven=self._proven).at(self.name) from error
+            return await call(**parameters)
+        except ClientError as error:
+            if not is_expiry(error):
+                raise
+        self._session.forget(generations)
+        return await call(**parameters)
+
+    def _translate(self, error: Exception, region: str) -> Error:
+        if isinstance(error, Error):  # of the payment
+            return error
+        return translate(error, credentials_proven=self._proven, account=self.name, region=region)
 
 
-def open_accounts(settings: Settings, builders: ThreadPoolExecutor) -> dict[str, AwsAccount]:
-    """All configured accounts, by name. Asks nothing yet."""
-    loader = SlimLoader()
-    accounts = {}
-    for each in settings.accounts:
+class Aws:
+    """Opens accounts.
+
+    Args:
+        settings: Time limits and attempts.
+        builders: Where clients are built, one at a time.
+    """
+
+    def __init__(self, settings: Settings, builders: ThreadPoolExecutor) -> None:
+        self._timeout = settings.discovery_timeout
+        self._sessions = AwsSessions(
+            builders,
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.page_timeout,
+            attempts=settings.attempts,
+            hooks=HOOKS,
+        )
+
+    def open(
+        self,
+        settings: AccountSettings | OrganizationSettings,
+        actions: Sequence[str] = READ_ACTIONS,
+    ) -> AwsAccount:
+        """An account. Asks nothing yet; reads configuration files, so it may block.
+
+        Args:
+            settings: The account, or an organization: then the account that can list its accounts.
+            actions: IAM's actions that it will be used for.
+
+        Raises:
+            Error: Its profile does not exist, for example.
+        """
         try:
-            session = AwsSession(
-                each,
-                loader,
-                builders,
-                connect_timeout=settings.connect_timeout,
-                read_timeout=settings.page_timeout,
-            )
+            session = self._sessions.open(settings, settings.role_arn, actions)
         except Exception as error:
-            raise translate(error, credentials_proven=False).at(each.name) from error
-        accounts[each.name] = AwsAccount(each, session, timeout=settings.discovery_timeout)
-    return accounts
+            raise translate(error, credentials_proven=False, account=settings.name) from error
+        return AwsAccount(settings.name, session, timeout=self._timeout)
 
 
 def page_of(target: Target, answer: Mapping[str, Any]) -> Page:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import signal
 import sys
@@ -15,12 +16,17 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from imagetasks_server.account_settings import Access, OrganizationSettings
+from imagetasks_server.accounts import Accounts
 from imagetasks_server.assembly import Gateway, assemble
+from imagetasks_server.aws_models import LIST_ACTIONS
+from imagetasks_server.aws_organizations import list_members
 from imagetasks_server.boundary import SERVICE, Boundary
 from imagetasks_server.clock import steady_clock
 from imagetasks_server.config import ConfigError, Settings, load
-from imagetasks_server.ec2 import AwsAccount, open_accounts
+from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
+from imagetasks_server.roster import Lister, Roster
 from imagetasks_server.sandbox import sandbox
 from imagetasks_server.targets import Targets
 from imagetasks_server.telemetry import Event, configure_log
@@ -118,13 +124,25 @@ def _refuse(error: ConfigError) -> int:
 
 def _say_settings(settings: Settings) -> None:
     lines = [f"listens on {settings.listen}"]
-    for account in settings.accounts:
-        source = account.role_arn or (
-            f"profile {account.profile}" if account.profile else "ambient credentials"
-        )
-        regions = ", ".join(account.regions) or "all enabled Regions"
-        lines.append(f"account {account.name}: {source}; {regions}")
+    lines += [
+        f"account {each.name}: {each.role_arn or _credentials(each)}; {_regions(each)}"
+        for each in settings.accounts
+    ]
+    lines += [
+        f"organization {each.name}: role {each.role_name} in {', '.join(each.units) or 'all accounts'}, "
+        f"listed with {each.role_arn or _credentials(each)}; {_regions(each)}"
+        for each in settings.organizations
+    ]
     sys.stdout.write("The configuration is good.\n" + "".join(f"  {line}\n" for line in lines))
+
+
+def _credentials(access: Access) -> str:
+    return f"profile {access.profile}" if access.profile else "ambient credentials"
+
+
+def _regions(access: Access) -> str:
+    excluded = f" except {', '.join(access.exclude_regions)}" if access.exclude_regions else ""
+    return (", ".join(access.regions) or "all enabled Regions") + excluded
 
 
 async def _serve(settings: Settings, sandbox_arguments: Sequence[str] | None) -> None:
@@ -135,26 +153,36 @@ async def _serve(settings: Settings, sandbox_arguments: Sequence[str] | None) ->
         if sandbox_arguments is not None:
             child = await stack.enter_async_context(sandbox(sandbox_arguments))
             child.adopt()
-            settings = settings.model_copy(update={"accounts": child.accounts})
+            settings = settings.model_copy(update={"accounts": child.accounts, "organizations": ()})
             child.ended.add_done_callback(lambda _: _sandbox_ended(stop))
         builders = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="clients"))
-        accounts = _open(settings, builders)
-        for account in accounts.values():
-            stack.push_async_callback(account.close)
+        aws = Aws(settings, builders)
+        accounts = Accounts(aws.open)
+        stack.push_async_callback(accounts.close)
         gateway = assemble(settings, accounts, clock)
         stack.push_async_callback(gateway.close)
+        organizations = [(each, await _lister(aws, each, stack)) for each in settings.organizations]
+        changed = functools.partial(accounts.replace, gateway.targets)
+        roster = Roster(settings.accounts, organizations, changed)
+        try:
+            await roster.begin()
+        except Error as error:
+            raise ConfigError(f"accounts.{error.account}: {error.message}") from error
         server, address, servicer = await _listen(settings, gateway)
         stack.push_async_callback(_drain, server, servicer, gateway.boundary, settings.drain_seconds)
-        warming = asyncio.create_task(_warm(gateway.targets, accounts, servicer, address))
+        await stack.enter_async_context(roster.refreshing())
+        warming = asyncio.create_task(_warm(roster, gateway.targets, accounts, servicer, address))
         stack.callback(warming.cancel)
         await stop.wait()
 
 
-def _open(settings: Settings, builders: ThreadPoolExecutor) -> dict[str, AwsAccount]:
+async def _lister(aws: Aws, organization: OrganizationSettings, stack: contextlib.AsyncExitStack) -> Lister:
     try:
-        return open_accounts(settings, builders)
+        account = await asyncio.to_thread(aws.open, organization, LIST_ACTIONS)
     except Error as error:
-        raise ConfigError(f"accounts.{error.account}: {error.message}") from error
+        raise ConfigError(f"organizations.{organization.name}: {error.message}") from error
+    stack.push_async_callback(account.close)
+    return functools.partial(list_members, account, organization)
 
 
 async def _listen(
@@ -178,9 +206,10 @@ async def _listen(
 
 
 async def _warm(
-    targets: Targets, accounts: dict[str, AwsAccount], servicer: health.aio.HealthServicer, address: str
+    roster: Roster, targets: Targets, accounts: Accounts, servicer: health.aio.HealthServicer, address: str
 ) -> None:
     """Find out the targets and build their clients, so that the first call finds everything ready."""
+    await roster.tried()
     await targets.discover()
     known = targets.known()
     for target in known:

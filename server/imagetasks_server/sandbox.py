@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from imagetasks_server.config import AccountSettings, ConfigError
+from imagetasks_server.account_settings import AccountSettings
+from imagetasks_server.config import ConfigError
 
 _READY_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 5.0

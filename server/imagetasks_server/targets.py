@@ -4,10 +4,12 @@ An account is a configured name. What shares a view and a budget is (partition, 
 Region): STS is asked once which account the credentials are of. The Regions are configured, or what
 EC2's DescribeRegions calls enabled; that list is good for a while, the last known one is used while
 it cannot be asked again, and an account about which nothing is known is an error, never "all".
+
+The set of accounts may change while the gateway runs: `replace`.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -93,14 +95,23 @@ class _Discovery:
     """What is known of one account's targets."""
 
     def __init__(
-        self, name: str, account: Account, configured: Sequence[str], clock: Clock, expiry: float
+        self,
+        name: str,
+        account: Account,
+        configured: Sequence[str],
+        clock: Clock,
+        *,
+        excluded: Collection[str],
+        expiry: float,
     ) -> None:
         self.name = name
+        self.account = account
+        self.is_known = False
         self.targets: tuple[Target, ...] = ()
         self.source = CONFIGURED if configured else pb.REGION_SOURCE_UNSPECIFIED
         self.error: Error | None = None
-        self._account = account
         self._configured = tuple(configured)
+        self._excluded = frozenset(excluded)
         self._clock = clock
         self._expiry = expiry
         self._good_until = 0.0
@@ -113,16 +124,22 @@ class _Discovery:
             self._task.add_done_callback(self._ended)
         return self._task
 
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
     async def _discover(self) -> None:
-        identity = await self._account.identity()
-        regions = self._configured or await self._account.enabled_regions()
+        identity = await self.account.identity()
+        regions = self._configured or await self.account.enabled_regions()
+        self.is_known = True
         self.targets = tuple(
-            Target(self.name, region, identity.account_id, identity.partition) for region in sorted(regions)
+            Target(self.name, region, identity.account_id, identity.partition)
+            for region in sorted(set(regions) - self._excluded)
         )
         self.source = CONFIGURED if self._configured else DISCOVERED
         self.error = None
@@ -140,7 +157,7 @@ class _Discovery:
         else:
             log.warning(Event.ACCOUNT_FAILED, account=self.name, reason=error.reason, text=error.message)
         self.error = error.at(self.name)
-        if self.targets and self.source == DISCOVERED:
+        if self.is_known and self.source == DISCOVERED:
             self.source = LAST_KNOWN
 
 
@@ -148,11 +165,12 @@ class Targets:
     """All accounts and their Regions.
 
     Args:
-        accounts: By configured name.
+        accounts: By the gateway's names.
         configured: Per account its configured Regions; empty: to be discovered.
         clock: Unix seconds.
         expiry: Seconds for which a discovery is good.
         timeout: Seconds a caller waits for the first one.
+        excluded: Per account the Regions that are no targets, enabled or not.
     """
 
     def __init__(
@@ -163,19 +181,57 @@ class Targets:
         *,
         expiry: float,
         timeout: float,
+        excluded: Mapping[str, Collection[str]] | None = None,
     ) -> None:
+        self._clock = clock
+        self._expiry = expiry
         self._timeout = timeout
-        self._discoveries = {
-            name: _Discovery(name, account, configured.get(name, ()), clock, expiry)
-            for name, account in sorted(accounts.items())
-        }
+        self._discoveries: dict[str, _Discovery] = {}
+        self._unlisted: dict[str, Error] = {}
+        self.replace(accounts, configured, excluded or {})
+
+    def replace(
+        self,
+        accounts: Mapping[str, Account],
+        configured: Mapping[str, Sequence[str]],
+        excluded: Mapping[str, Collection[str]],
+        unlisted: Mapping[str, Error] | None = None,
+    ) -> None:
+        """From now on these are the accounts. One that is the same object keeps what is known of it.
+
+        Args:
+            accounts: As at the start.
+            configured: As at the start.
+            excluded: As at the start.
+            unlisted: Organizations whose accounts could not be listed so far, and why.
+        """
+        before = self._discoveries
+        self._discoveries = {}
+        for name, account in sorted(accounts.items()):
+            known = before.get(name)
+            if known is None or known.account is not account:
+                known = _Discovery(
+                    name,
+                    account,
+                    configured.get(name, ()),
+                    self._clock,
+                    excluded=excluded.get(name, ()),
+                    expiry=self._expiry,
+                )
+            self._discoveries[name] = known
+        self._unlisted = {name: error.at(name) for name, error in (unlisted or {}).items()}
+        for name, known in before.items():
+            if self._discoveries.get(name) is not known:
+                known.cancel()
 
     async def discover(self, names: Iterable[str] | None = None) -> None:
         """Find out what is not known yet, of these accounts or of all, and wait for it for a while."""
-        wanted = [self._discoveries[name] for name in (self._discoveries if names is None else names)]
+        await self._wait_for([self._discoveries[name] for name in names or self._discoveries])
+
+    async def _wait_for(self, wanted: Iterable[_Discovery]) -> None:
         # A list that has only expired is renewed meanwhile; nobody waits for that.
         running = [(each, each.start()) for each in wanted]
-        unknown = [task for each, task in running if task is not None and not each.targets]
+        unknown = [task for each, task in running if task is not None and not each.is_known]
         if unknown:
             await asyncio.wait(unknown, timeout=self._timeout)
 
@@ -186,18 +242,19 @@ class Targets:
             NotFound: An account does not exist, or none of the accounts has one of the Regions.
         """
         for name in accounts:
-            if name not in self._discoveries:
-                raise NotFound("UNKNOWN_ACCOUNT", f"There is no account {name!r}", account=name)
-        names = sorted(set(accounts)) or list(self._discoveries)
-        await self.discover(names)
+            if name not in self._discoveries and name not in self._unlisted:
+                raise self._no_account(name)
+        names = sorted(set(accounts)) or [*self._discoveries, *self._unlisted]
+        unlisted = self._unlisted
+        discoveries = [self._discoveries[name] for name in names if name in self._discoveries]
+        await self._wait_for(discoveries)
         targets: list[Target] = []
-        failed: list[tuple[Target, Error]] = []
-        for name in names:
-            known = self._discoveries[name]
-            if known.targets:
+        failed = [(Target(name, ""), unlisted[name]) for name in names if name in unlisted]
+        for known in discoveries:
+            if known.is_known:
                 targets.extend(known.targets)
             else:
-                failed.append((Target(name, ""), known.error or _still_out(name)))
+                failed.append((Target(known.name, ""), known.error or _still_out(known.name)))
         if regions:
             found = {target.region for target in targets}
             for region in regions:
@@ -207,20 +264,32 @@ class Targets:
                         "UNKNOWN_REGION", f"None of the accounts has Region {region!r}", region=region
                     )
             targets = [target for target in targets if target.region in regions]
+        failed.sort(key=lambda each: each[0])
         return Resolution(tuple(targets), tuple(failed))
 
     def source(self, account: str) -> "pb.RegionSource.ValueType":
         """Where an account's list of Regions came from."""
-        return self._discoveries[account].source
+        known = self._discoveries.get(account)
+        return known.source if known else pb.REGION_SOURCE_UNSPECIFIED
 
     def known(self) -> list[Target]:
         """All targets found out so far."""
         return [target for each in self._discoveries.values() for target in each.targets]
 
+    def names(self, key: TargetKey) -> list[str]:
+        """The names of accounts that have this target."""
+        return [target.account for target in self.known() if target.key == key]
+
     async def close(self) -> None:
         """End running discoveries."""
         for each in self._discoveries.values():
             await each.close()
+
+    def _no_account(self, name: str) -> Error:
+        # While an organization is not listed, any account may be one of its.
+        for error in self._unlisted.values():
+            return error
+        return NotFound("UNKNOWN_ACCOUNT", f"There is no account {name!r}", account=name)
 
 
 def _still_out(account: str) -> Error:

@@ -19,6 +19,8 @@ class Event(enum.StrEnum):
     READ_FAILED = "read failed inside the gateway"
     ACCOUNT_FAILED = "account cannot be used"
     REGIONS_FAILED = "Regions cannot be discovered"
+    ORGANIZATION_FAILED = "accounts of the organization cannot be listed"
+    ACCOUNTS_LISTED = "accounts of the organization have changed"
     UNCLASSIFIED = "AWS error is not classified"
     SANDBOX_ENDED = "sandbox ended by itself"
 

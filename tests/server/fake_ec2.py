@@ -25,7 +25,7 @@ Pure: no sockets, no time but the clock's.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -35,7 +35,7 @@ from botocore.exceptions import ClientError
 from imagetasks_server.aws_errors import translate
 from imagetasks_server.clock import Clock
 from imagetasks_server.ec2 import page_of
-from imagetasks_server.errors import Error
+from imagetasks_server.errors import Error, Exhausted
 from imagetasks_server.targets import Identity, Target
 from imagetasks_server.upstream import Page, Query, ReadPage
 
@@ -388,8 +388,20 @@ class FakeAccount:
     async def warm(self, region: str) -> None:
         """Nothing to warm."""
 
-    def read_page(self, target: Target) -> ReadPage:
-        return self.by_region[target.region].read_page
+    def read_page(
+        self, target: Target, *, pay: Callable[[], Awaitable[None]], throttled: Callable[[], None]
+    ) -> ReadPage:
+        """Every call is one attempt, so nothing is paid here."""
+        del pay
+
+        async def read_page(query: Query, token: str | None) -> Page:
+            try:
+                return await self.by_region[target.region].read_page(query, token)
+            except Exhausted:
+                throttled()
+                raise
+
+        return read_page
 
     async def close(self) -> None:
         """Nothing to close."""

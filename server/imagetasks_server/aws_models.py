@@ -1,0 +1,72 @@
+"""Botocore's models of services, without what nobody here calls; and what the gateway may call at all.
+
+As they come, a client builds a class with a method for each of EC2's 700 operations.
+"""
+
+from datetime import datetime
+from typing import Any, Final
+
+from botocore.loaders import Loader
+from botocore.utils import parse_timestamp
+
+# All that is asked of AWS. docs/accounts.md and the policies in deploy/iam name exactly these.
+OPERATIONS: Final = {
+    "ec2": ("DescribeStoreImageTasks", "DescribeRegions"),
+    "sts": ("GetCallerIdentity", "AssumeRole"),
+    "organizations": ("ListAccounts", "ListAccountsForParent", "ListOrganizationalUnitsForParent"),
+    "service-quotas": ("ListServiceQuotas",),
+}
+
+# IAM's actions, by what they serve. GetCallerIdentity needs no permission.
+READ_ACTIONS: Final = ("ec2:DescribeRegions", "ec2:DescribeStoreImageTasks")
+LIST_ACTIONS: Final = (
+    "organizations:ListAccounts",
+    "organizations:ListAccountsForParent",
+    "organizations:ListOrganizationalUnitsForParent",
+)
+DOCTOR_ACTIONS: Final = (*READ_ACTIONS, "servicequotas:ListServiceQuotas")
+
+
+class SlimLoader(Loader):  # type: ignore[misc]  # botocore is untyped
+    """Botocore's loader of service models, without the operations nobody here calls."""
+
+    def load_service_model(self, service_name: str, type_name: str, api_version: str | None = None) -> Any:
+        """Botocore's model, of `OPERATIONS` only."""
+        if type_name != "service-2" or service_name not in OPERATIONS:
+            return super().load_service_model(service_name, type_name, api_version)
+        if service_name not in self._slim:
+            # A loader keeps all that it has ever loaded; this one goes, and the whole model with it.
+            model = Loader().load_service_model(service_name, type_name, api_version)
+            self._slim[service_name] = _slim(model, OPERATIONS[service_name])
+        return self._slim[service_name]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._slim: dict[str, Any] = {}
+
+
+def _slim(model: dict[str, Any], operations: tuple[str, ...]) -> dict[str, Any]:
+    kept = {name: model["operations"][name] for name in operations}
+    shapes: dict[str, Any] = {}
+    todo = [
+        part["shape"]
+        for operation in kept.values()
+        for part in (operation.get("input"), operation.get("output"), *operation.get("errors", ()))
+        if part
+    ]
+    while todo:
+        name = todo.pop()
+        if name in shapes:
+            continue
+        shape = shapes[name] = model["shapes"][name]
+        inner = (*shape.get("members", {}).values(), *(shape.get(k) for k in ("member", "key", "value")))
+        todo.extend(part["shape"] for part in inner if part)
+    return {**model, "operations": kept, "shapes": shapes}
+
+
+def parse_time(text: str) -> datetime:
+    """A timestamp of AWS, by the standard library where that can; dateutil takes twenty times as long."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return parse_timestamp(text)  # type: ignore[no-any-return]
