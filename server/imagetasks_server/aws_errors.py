@@ -8,8 +8,8 @@ import botocore.exceptions as boto
 import botocore.parsers
 import structlog
 from google.protobuf.message import Message
-
 from google.rpc import error_details_pb2
+
 from imagetasks_server.errors import (
     Error,
     Exhausted,
