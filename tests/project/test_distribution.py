@@ -14,6 +14,8 @@ from processes import ROOT
 
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
 # Put together here, so that this file does not find itself.
 MACHINE_PATHS = (str(ROOT), *(f"/{name}/" for name in ("work", "root")))
 REGISTRY_HOSTS = tuple(
@@ -110,8 +112,7 @@ def test_the_image_is_built_from_what_it_is_given() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"])
-def test_links_lead_somewhere(document: str) -> None:
-    path = ROOT / document
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text())
-    assert [link for link in links if not (path.parent / link).exists()] == []
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
