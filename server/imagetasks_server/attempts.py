@@ -38,6 +38,11 @@ def one_call(pay: Callable[[], Awaitable[None]], throttled: Callable[[], None]) 
         _CALL.reset(mark)
 
 
+def is_one_call() -> bool:
+    """Whether what botocore does now is part of a marked call."""
+    return _CALL.get() is not None
+
+
 async def _before_send(**_: Any) -> None:
     call = _CALL.get()
     if call is not None:

@@ -19,7 +19,8 @@ import aiobotocore.session
 
 from imagetasks_server.account_settings import HOME_REGIONS, Access, partition_of
 from imagetasks_server.aws_credentials import Credentials
-from imagetasks_server.aws_models import SlimLoader, parse_time
+from imagetasks_server.aws_models import SlimLoader
+from imagetasks_server.aws_parser import ParserFactory
 from imagetasks_server.aws_tls import SharedTlsConfig, tls_context
 
 ROLE_SESSION_NAME: Final = "imagetasks"
@@ -49,6 +50,7 @@ class AwsSessions:
     ) -> None:
         self.builders = builders
         self._loader = SlimLoader()
+        self._parsers = ParserFactory()
         self._hooks = hooks
         self._options = {
             "connect_timeout": connect_timeout,
@@ -87,7 +89,7 @@ class AwsSessions:
         """Botocore's session, set up as all of ours are."""
         core = aiobotocore.session.get_session()
         core.register_component("data_loader", self._loader)
-        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
+        core.register_component("response_parser_factory", self._parsers)
         options = dict(self._options)
         if access.proxy:
             options["proxies"] = {"http": access.proxy, "https": access.proxy}

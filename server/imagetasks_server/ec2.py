@@ -1,31 +1,26 @@
 """Asks AWS: pages of store tasks, Regions and identities, as the contract's messages and errors."""
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
-from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.account_settings import AccountSettings, OrganizationSettings
 from imagetasks_server.attempts import HOOKS, one_call
 from imagetasks_server.aws_errors import is_expiry, translate
 from imagetasks_server.aws_models import READ_ACTIONS
+from imagetasks_server.aws_parser import BODY
 from imagetasks_server.aws_session import AwsSession, AwsSessions, Hooks
 from imagetasks_server.config import Settings
 from imagetasks_server.errors import Error, FailedPrecondition, Unavailable
 from imagetasks_server.targets import Identity, Target
+from imagetasks_server.task_xml import page_of
+from imagetasks_server.turns import Turns
 from imagetasks_server.upstream import Page, Query, ReadPage
 
 PAGE_SIZE: Final = 200
-
-_STATES: Final = {
-    "InProgress": pb.STORE_TASK_STATE_IN_PROGRESS,
-    "Completed": pb.STORE_TASK_STATE_COMPLETED,
-    "Failed": pb.STORE_TASK_STATE_FAILED,
-}
 
 
 class AwsAccount:
@@ -34,13 +29,15 @@ class AwsAccount:
     Args:
         name: The gateway's name of it.
         session: Its clients.
+        turns: Taken to begin a call and to decode its answer.
         timeout: Seconds to find out its identity and Regions.
     """
 
-    def __init__(self, name: str, session: AwsSession, *, timeout: float) -> None:
+    def __init__(self, name: str, session: AwsSession, turns: Turns, *, timeout: float) -> None:
         self.name = name
         self.home_region = session.home_region
         self._session = session
+        self._turns = turns
         self._timeout = timeout
         self._proven = False
 
@@ -90,9 +87,11 @@ class AwsAccount:
             if token is not None:
                 parameters["NextToken"] = token
             try:
+                await self._turns.take()
                 with one_call(pay, throttled):
                     answer = await self._call("ec2", target.region, "describe_store_image_tasks", parameters)
-                return page_of(target, answer)
+                await self._turns.take()
+                return page_of(answer[BODY], target)
             except Exception as error:
                 raise self._translate(error, target.region).at(target.account, target.region) from error
 
@@ -142,6 +141,7 @@ class Aws:
 
     def __init__(self, settings: Settings, builders: ThreadPoolExecutor, hooks: Hooks | None = None) -> None:
         self._timeout = settings.discovery_timeout
+        self._turns = Turns()
         self._sessions = AwsSessions(
             builders,
             connect_timeout=settings.connect_timeout,
@@ -168,49 +168,4 @@ class Aws:
             session = self._sessions.open(settings, settings.role_arn, actions)
         except Exception as error:
             raise translate(error, credentials_proven=False, account=settings.name) from error
-        return AwsAccount(settings.name, session, timeout=self._timeout)
-
-
-def page_of(target: Target, answer: Mapping[str, Any]) -> Page:
-    """EC2's answer, as botocore parsed it, as the contract's messages.
-
-    The messages of a page live in one parent: standalone they take five times the memory.
-    """
-    results = answer.get("StoreImageTaskResults") or ()
-    parent = pb.DescribeStoreImageTasksResponse()
-    prefix = f"{target.partition}\0{target.account_id}\0{target.region}\0"
-    for result in results:
-        _fill(parent.store_image_task_results.add(), result, target, prefix)
-    return Page(parent.store_image_task_results, answer.get("NextToken") or None)
-
-
-def _fill(task: pb.StoreImageTaskResult, result: Mapping[str, Any], target: Target, prefix: str) -> None:
-    """What EC2 did not send stays absent; what it sent empty is set empty."""
-    started = result.get("TaskStartTime")
-    if started is not None:
-        task.task_start_time.FromDatetime(started)
-    for member, value in (
-        ("ami_id", result.get("AmiId")),
-        ("bucket", result.get("Bucket")),
-        ("s3_object_key", result.get("S3objectKey")),
-        ("progress_percentage", result.get("ProgressPercentage")),
-        ("ec2_store_task_state", result.get("StoreTaskState")),
-        ("store_task_failure_reason", result.get("StoreTaskFailureReason")),
-    ):
-        if value is not None:
-            setattr(task, member, value)
-    task.store_task_state = _STATES.get(task.ec2_store_task_state, pb.STORE_TASK_STATE_UNSPECIFIED)
-    task.account, task.account_id, task.region = target.account, target.account_id, target.region
-    task.task_id = _task_id(prefix, task)
-
-
-def _task_id(prefix: str, task: pb.StoreImageTaskResult) -> str:
-    """The identity's digest: the same in every process that speaks to the same account and Region."""
-    start = task.task_start_time
-    parts = (
-        task.ami_id if task.HasField("ami_id") else None,
-        task.bucket if task.HasField("bucket") else None,
-        task.s3_object_key if task.HasField("s3_object_key") else None,
-        (start.seconds, start.nanos) if task.HasField("task_start_time") else None,
-    )
-    return hashlib.blake2b(f"{prefix}{parts!r}".encode(), digest_size=12).hexdigest()
+        return AwsAccount(settings.name, session, self._turns, timeout=self._timeout)

@@ -32,11 +32,12 @@ from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
+from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.aws_errors import translate
 from imagetasks_server.clock import Clock
-from imagetasks_server.ec2 import page_of
 from imagetasks_server.errors import Error, Exhausted
 from imagetasks_server.targets import Identity, Target
+from imagetasks_server.task_xml import task_id
 from imagetasks_server.upstream import Page, Query, ReadPage
 
 MAX_PAGE: Final = 200
@@ -45,6 +46,11 @@ HISTORY: Final = timedelta(days=31)
 # What calls sent at once would really have in common: they do not finish in the turn they began in.
 TURNS: Final = 1
 
+STATES: Final = {
+    "InProgress": pb.STORE_TASK_STATE_IN_PROGRESS,
+    "Completed": pb.STORE_TASK_STATE_COMPLETED,
+    "Failed": pb.STORE_TASK_STATE_FAILED,
+}
 TARGET: Final = Target("main", "eu-central-1", "123456789012", "aws")
 
 
@@ -83,18 +89,26 @@ class Task:
     reason: str | None = None
     number: int = 0
 
-    def sent(self) -> dict[str, Any]:
-        """As botocore hands it over."""
-        members = {
-            "AmiId": self.ami_id,
-            "TaskStartTime": self.started,
-            "Bucket": self.bucket,
-            "S3objectKey": self.key,
-            "ProgressPercentage": self.percentage,
-            "StoreTaskState": self.state,
-            "StoreTaskFailureReason": self.reason,
-        }
-        return {name: value for name, value in members.items() if value is not None}
+    def send(self, message: pb.StoreImageTaskResult, target: Target) -> None:
+        """As EC2's answer is decoded."""
+        start = None
+        if self.started is not None:
+            message.task_start_time.FromDatetime(self.started)
+            start = (message.task_start_time.seconds, message.task_start_time.nanos)
+        for member, value in (
+            ("ami_id", self.ami_id),
+            ("bucket", self.bucket),
+            ("s3_object_key", self.key),
+            ("progress_percentage", self.percentage),
+            ("ec2_store_task_state", self.state),
+            ("store_task_failure_reason", self.reason),
+        ):
+            if value is not None:
+                setattr(message, member, value)
+        message.store_task_state = STATES.get(self.state or "", pb.STORE_TASK_STATE_UNSPECIFIED)
+        message.account, message.account_id, message.region = target.account, target.account_id, target.region
+        prefix = f"{target.partition}\0{target.account_id}\0{target.region}\0"
+        message.task_id = task_id(prefix, (self.ami_id, self.bucket, self.key, start))
 
 
 @dataclass(frozen=True)
@@ -339,8 +353,10 @@ class FakeEc2:
         return sum(_place(task) <= _place(last) for task in self.listed())
 
     def _page(self, tasks: Iterable[Task], token: str | None) -> Page:
-        answer = {"StoreImageTaskResults": [task.sent() for task in tasks], "NextToken": token}
-        return page_of(self.target, answer)
+        parent = pb.DescribeStoreImageTasksResponse()
+        for task in tasks:
+            task.send(parent.store_image_task_results.add(), self.target)
+        return Page(parent.store_image_task_results, token)
 
     def _at(self, error: Error) -> Error:
         return error.at(self.target.account, self.target.region)

@@ -253,7 +253,8 @@ def test_an_expired_page_token_restarts_the_listing_once_and_counts_each_task_on
         assert len(rows) == len(set(rows)) == 2 * PAGES
 
         ec2.between = lambda _: ec2.expire_tokens()
-        read = tracked.reader.join(clock(), ear)
+        # One that must be read to its end, as nothing is known of it.
+        read = tracked_over(ec2, clock).reader.join(clock(), ear)
         await asyncio.sleep(10 * LATENCY)
         assert read.error is not None
         assert read.error.reason == "AWS_PAGE_EXPIRED"
