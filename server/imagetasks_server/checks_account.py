@@ -109,8 +109,6 @@ async def _quota(room: Room, patient: Patient) -> Check:
             break
         more = {"NextToken": answer["NextToken"]}
     if not found:
-        return room.skip(
-            "quota", "Service Quotas lists none of this action; AWS documents 50 and 0.5/s"
-        )
+        return room.skip("quota", "Service Quotas lists none of this action; AWS documents 50 and 0.5/s")
     listed = ", ".join(f"{name}: {value:g}" for name, value in sorted(found.items()))
     return room.ok("quota", f"in {patient.home_region} {listed}; compare budget.capacity and budget.refill")
