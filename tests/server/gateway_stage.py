@@ -36,6 +36,7 @@ class Gateway:
     Attributes:
         world: EC2 behind it.
         clock: Its time.
+        server: Its gRPC server.
         channel: To it.
         address: Where it listens.
         registry: What it keeps of each target.
@@ -46,6 +47,7 @@ class Gateway:
 
     world: FakeWorld
     clock: Clock
+    server: grpc.aio.Server
     channel: grpc.aio.Channel
     address: str
     registry: Registry
@@ -223,7 +225,7 @@ async def serving(
         options = [("grpc.use_local_subchannel_pool", 1), *channel_options]
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
         stub: Any = StoreImageTaskServiceStub(channel)
-        yield Gateway(world, clock, channel, address, registry, boundary, health, stub)
+        yield Gateway(world, clock, server, channel, address, registry, boundary, health, stub)
         await channel.close()
         async with asyncio.timeout(PATIENCE):
             await boundary.idle()
