@@ -1,0 +1,82 @@
+"""Both command lines on the same EC2: a canned one with a gateway in front, and the sandbox with another."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from command_lines import Driven, aws_path, driven
+from gateways import gateway, region_names
+from pairs import Pair, Stage
+
+from canned.launch import Canned, canned
+from imagetasks_sandbox.launch import sandbox
+
+ACCOUNT = "000000000001"
+REGIONS = 400
+
+
+@pytest.fixture(scope="session")
+def drivers() -> Iterator[tuple[Driven, Driven]]:
+    """The AWS CLI and ours, each in one process."""
+    with ExitStack() as stack:
+        aws = stack.enter_context(driven(str(Path(aws_path()).with_name("python")), "aws"))
+        ours = stack.enter_context(driven(sys.executable, "imagetasks"))
+        yield aws, ours
+
+
+@pytest.fixture(scope="session")
+def canned_ec2() -> Iterator[Canned]:
+    with canned() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def new_gateway(
+    canned_ec2: Canned, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[list[dict[str, object]]], str]]:
+    """Starts a gateway on the canned EC2 with these accounts; its address."""
+    with ExitStack() as stack:
+
+        def start(accounts: list[dict[str, object]]) -> str:
+            return stack.enter_context(
+                gateway(
+                    canned_ec2.environment(ACCOUNT),
+                    accounts,
+                    tmp_path_factory.mktemp("gateway"),
+                    home_region="us-east-1",
+                )
+            )
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def stage(
+    canned_ec2: Canned,
+    new_gateway: Callable[[list[dict[str, object]]], str],
+    drivers: tuple[Driven, Driven],
+) -> Stage:
+    """Worlds of a test's making, each in a Region of its own: a gateway never forgets what it has seen."""
+    names = region_names(REGIONS)
+
+    def start() -> str:
+        return new_gateway([{"name": "canned", "regions": names}])
+
+    return Stage(canned_ec2, ACCOUNT, names, start, drivers)
+
+
+@pytest.fixture(scope="session")
+def sandbox_pair(drivers: tuple[Driven, Driven], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Both on a seeded sandbox in which time hardly passes."""
+    with sandbox("--seed", "--no-throttle", "--speed", "0.000001") as running:
+        accounts = [
+            {"name": each["name"]} | ({"role_arn": each["role_arn"]} if each.get("role_arn") else {})
+            for each in running.ready["accounts"]
+        ]
+        environment = running.environment()
+        with gateway(
+            environment, accounts, tmp_path_factory.mktemp("sandbox"), home_region="us-east-1"
+        ) as address:
+            yield Pair(*drivers, environment, address, profile=accounts[0]["name"])

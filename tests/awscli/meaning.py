@@ -1,0 +1,76 @@
+"""What of two outputs cannot be equal, made equal by its meaning. Nothing else is exempt.
+
+The value of a token is EC2's in the AWS CLI and the gateway's in ours: resume tokens become the number of
+items they skip, raw ones a word. In a table a token's length is in the widths, so there cells are compared.
+botocore tells how often it tried; a policy's refusal has a blob of EC2's; argparse names the program.
+"""
+
+import base64
+import binascii
+import json
+import re
+import zlib
+from dataclasses import replace
+
+from command_lines import Ending
+
+_TOKEN = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
+_TABLE_RULE = re.compile(r"[-+|]*\n?")
+
+
+def of(ending: Ending) -> Ending:
+    """The ending with tokens, and what else is exempt, by meaning."""
+    stdout = _TOKEN.sub(lambda found: _meaning(found[0]), ending.stdout)
+    if stdout != ending.stdout and "-----" in stdout and "|" in stdout:
+        stdout = _cells(stdout)
+    return replace(ending, stdout=stdout, stderr=_error(ending.stderr))
+
+
+def _error(text: str) -> str:
+    text = re.sub(r" \(reached max retries: \d+\)", "", text)
+    text = re.sub(r"\s*Encoded authorization failure message: [^\s\x1b]+", "", text)
+    return re.sub(r"^aws: error: ", "imagetasks: error: ", text, flags=re.MULTILINE)
+
+
+def resume_token(stdout: str) -> str | None:
+    """The resume token that a command printed, if any."""
+    for found in _TOKEN.findall(stdout):
+        if _is_resume_token(found):
+            return str(found)
+    return None
+
+
+def _decoded(text: str) -> object:
+    try:
+        return json.loads(base64.b64decode(text, validate=True))
+    except (ValueError, binascii.Error):
+        return None
+
+
+def _is_resume_token(text: str) -> bool:
+    token = _decoded(text)
+    return isinstance(token, dict) and "NextToken" in token
+
+
+def _meaning(text: str) -> str:
+    token = _decoded(text)
+    if isinstance(token, dict) and "NextToken" in token:
+        if token["NextToken"] is None:
+            return text  # nothing of EC2's or the gateway's is in it
+        return f"<resume after {token.get('boto_truncate_amount')}>"
+    if isinstance(token, list) and len(token) == 2:
+        return "<raw>"  # the canned EC2's
+    try:
+        zlib.decompress(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))[8:])
+    except (ValueError, zlib.error):
+        return text
+    return "<raw>"  # the gateway's
+
+
+def _cells(table: str) -> str:
+    lines = []
+    for line in table.splitlines():
+        plain = re.sub(r"\x1b\[\d*m", "", line)
+        if not _TABLE_RULE.fullmatch(plain):
+            lines.append(" | ".join(cell.strip() for cell in plain.split("|")))
+    return "\n".join(lines)
