@@ -24,6 +24,7 @@ Pure: no sockets, no time but the clock's.
 
 import asyncio
 import contextlib
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ STATES: Final = {
     "Completed": pb.STORE_TASK_STATE_COMPLETED,
     "Failed": pb.STORE_TASK_STATE_FAILED,
 }
+_IMAGE_ID = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
+
 TARGET: Final = Target("main", "eu-central-1", "123456789012", "aws")
 
 
@@ -331,7 +334,7 @@ class FakeEc2:
         if len(image_ids) > MAX_IDS:
             raise self._at(aws_error("InvalidParameterValue", "The maximum number of image IDs is 20"))
         for image_id in image_ids:
-            if not image_id.startswith("ami-") or len(image_id) not in {12, 21}:
+            if not _IMAGE_ID.fullmatch(image_id):
                 text = f'Invalid id: "{image_id}" (expecting "ami-...")'
                 raise self._at(aws_error("InvalidAMIID.Malformed", text))
 
