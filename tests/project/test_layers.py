@@ -34,11 +34,15 @@ ORDER = (
     "refresh",
     "roster",
     "ec2",
+    "task_xml",
     "aws_organizations",
     "members",
+    "aws_access",
+    "aws_access",
+    "aws_session",
+    "aws_parser",
     "attempts",
     "aws_errors",
-    "aws_session",
     "aws_credentials",
     "aws_models",
     "aws_tls",
@@ -48,6 +52,7 @@ ORDER = (
     "view",
     "budget",
     "selection",
+    "turns",
     "sandbox",
     "config",
     "account_settings",
@@ -73,7 +78,7 @@ IMPURE = {
 }
 
 # The only ones that know how AWS is spoken to.
-SPEAK_TO_AWS = {"aws_credentials", "aws_errors", "aws_models", "aws_session", "aws_tls", "ec2"}
+SPEAK_TO_AWS = {"ec2", "task_xml", *(name for name in ORDER if name.startswith("aws_"))}
 AWS = {"aioboto3", "aiobotocore", "aiohttp", "boto3", "botocore"}
 
 # The packages of the bare install: what `pip install` without extras brings.
