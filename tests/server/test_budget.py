@@ -77,8 +77,8 @@ def test_the_wait_is_exact(
     if wait > 1e-3:
         clock.now += wait * 0.999
         assert not budget.pay(private=is_private)
-        clock.now += wait * 0.001
-    clock.now += 1e-6
+        wait *= 0.001
+    clock.now += wait + 1e-6
     assert budget.pay(private=is_private)
 
 

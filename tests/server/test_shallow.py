@@ -98,13 +98,20 @@ class Fate:
             self.ec2.end(task, failed=self._draw(st.sampled_from([None, "AccessDenied"])))
 
     def hide(self) -> None:
+        """EC2 is eventually consistent: one read lacks a task."""
         if self.ec2.tasks:
             self._hidden.append(self._draw(st.sampled_from(self.ec2.tasks)))
             self.ec2.remove(self._hidden[-1])
 
     def show(self) -> None:
-        if self._hidden:
-            self.ec2.tasks.append(self._hidden.pop())
+        """The read is over."""
+        self.ec2.tasks.extend(self._hidden)
+        self._hidden.clear()
+
+    def drop(self) -> None:
+        """A task is gone for good."""
+        if self.ec2.tasks:
+            self.ec2.remove(self._draw(st.sampled_from(self.ec2.tasks)))
 
     def start_between_pages(self, call: Call) -> None:
         """So that EC2 lists some tasks twice."""
@@ -119,7 +126,7 @@ class Fate:
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            [Fate.start, Fate.start_many, Fate.store_again, Fate.progress, Fate.end, Fate.hide, Fate.show]
+            [Fate.start, Fate.start_many, Fate.store_again, Fate.progress, Fate.end, Fate.hide, Fate.drop]
         ),
         st.sampled_from([2.0, 2.0, 30.0, 700.0]),
         st.booleans(),
@@ -150,6 +157,7 @@ def test_shallow_reads_see_what_full_reads_see(
             seen, truth = shallow.shown(), full.shown()
             for bucket in listed_buckets(ec2) & set(truth):
                 assert seen[bucket] == truth[bucket]
+            fate.show()
         # What is gone for good is gone from both, after two full reads.
         for _ in range(4):
             clock.advance(FULL_READ_EVERY + 1)
