@@ -166,11 +166,14 @@ def _of_code(error: boto.ClientError, *, credentials_proven: bool, account: str,
     cls, reason = _classify(
         code, int(metadata.get("HTTPStatusCode", 0)), credentials_proven=credentials_proven
     )
+    aws_message = ""
     if reason == "AWS_UNAUTHORIZED_OPERATION":
         action = getattr(error, "operation_name", "") or "the operation"
-        message = f"{_ENCODED_BLOB.sub('', message)} ({action})"
+        aws_message = _ENCODED_BLOB.sub("", message)
+        message = f"{aws_message} ({action})"
     elif reason == "AWS_REGION_NOT_ENABLED":
         # EC2's own words speak of credentials.
+        aws_message = message
         message = f"The account has not enabled the Region; EC2 answers {code}"
     elif reason == "AWS_UNCLASSIFIED":
         log.warning(Event.UNCLASSIFIED, aws_code=code, aws_request_id=request_id)
@@ -178,6 +181,7 @@ def _of_code(error: boto.ClientError, *, credentials_proven: bool, account: str,
         reason,
         message,
         aws_code=code,
+        aws_message=aws_message,
         aws_request_id=request_id,
         retry_after=_RETRY_AFTER.get(reason),
         details=_details(reason, message, account, region),

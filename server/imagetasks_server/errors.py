@@ -49,6 +49,7 @@ class Error(Exception):
         account: The gateway's name of the account it is about.
         region: The Region it is about.
         aws_code: EC2's or STS's error code.
+        aws_message: EC2's or STS's own text, where `message` says it otherwise.
         aws_request_id: The AWS request that failed.
         retry_after: Seconds after which trying again makes sense.
         fields: Request fields at fault, each with what is wrong with it.
@@ -65,6 +66,7 @@ class Error(Exception):
         account: str = "",
         region: str = "",
         aws_code: str = "",
+        aws_message: str = "",
         aws_request_id: str = "",
         retry_after: float | None = None,
         fields: Sequence[tuple[str, str]] = (),
@@ -79,6 +81,7 @@ class Error(Exception):
         self.account = account
         self.region = region
         self.aws_code = aws_code
+        self.aws_message = aws_message[:MAX_MESSAGE_CHARS]
         self.aws_request_id = aws_request_id
         self.retry_after = retry_after
         self.fields = tuple(fields)
@@ -103,6 +106,7 @@ class Error(Exception):
             "account": self.account,
             "region": self.region,
             "awsErrorCode": self.aws_code,
+            "awsErrorMessage": self.aws_message,
             "awsRequestId": self.aws_request_id,
         }
         details: list[Message] = [

@@ -1,7 +1,7 @@
 """Both command lines on the same EC2: a canned one with a gateway in front, and the sandbox with another."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from canned.launch import Canned, canned
 from imagetasks_sandbox.launch import sandbox
 
 ACCOUNT = "000000000001"
-REGIONS = 400
+# A failing example is looked for again and again, each time in a new one.
+REGIONS = 1000
 
 
 @pytest.fixture(scope="session")
@@ -33,38 +34,19 @@ def canned_ec2() -> Iterator[Canned]:
 
 
 @pytest.fixture(scope="session")
-def new_gateway(
-    canned_ec2: Canned, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[list[dict[str, object]]], str]]:
-    """Starts a gateway on the canned EC2 with these accounts; its address."""
-    with ExitStack() as stack:
-
-        def start(accounts: list[dict[str, object]]) -> str:
-            return stack.enter_context(
-                gateway(
-                    canned_ec2.environment(ACCOUNT),
-                    accounts,
-                    tmp_path_factory.mktemp("gateway"),
-                    home_region="us-east-1",
-                )
-            )
-
-        yield start
-
-
-@pytest.fixture(scope="session")
 def stage(
     canned_ec2: Canned,
-    new_gateway: Callable[[list[dict[str, object]]], str],
     drivers: tuple[Driven, Driven],
-) -> Stage:
-    """Worlds of a test's making, each in a Region of its own: a gateway never forgets what it has seen."""
-    names = region_names(REGIONS)
-
-    def start() -> str:
-        return new_gateway([{"name": "canned", "regions": names}])
-
-    return Stage(canned_ec2, ACCOUNT, names, start, drivers)
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Stage]:
+    """Worlds of a test's making."""
+    regions = region_names(REGIONS)
+    environment = canned_ec2.environment(ACCOUNT)
+    accounts = [{"name": "canned", "regions": regions}]
+    with gateway(
+        environment, accounts, tmp_path_factory.mktemp("canned"), home_region="us-east-1"
+    ) as address:
+        yield Stage(canned_ec2, ACCOUNT, regions, address, drivers)
 
 
 @pytest.fixture(scope="session")

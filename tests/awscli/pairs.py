@@ -1,6 +1,6 @@
 """One question to both command lines."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -48,17 +48,13 @@ class Pair:
         """Asserts that both end alike, by meaning where they cannot; returns how."""
         theirs, ours = self.both(words, columns)
         meant, is_meant = meaning.of(theirs), meaning.of(ours)
-        assert (ours.code, is_meant.stdout) == (theirs.code, meant.stdout), (
-            words,
-            theirs.stderr,
-            ours.stderr,
-        )
+        assert (is_meant.stdout, ours.code) == (meant.stdout, theirs.code), (words, ours, theirs)
         if theirs.stderr.startswith("usage:"):
             # Whose usage it is cannot be equal.
             assert is_meant.last_line == meant.last_line, words
             assert ours.stderr.startswith("usage:"), words
         else:
-            assert is_meant.stderr == meant.stderr, words
+            assert is_meant.stderr == meant.stderr, (words, ours.stderr, theirs.stderr)
         return theirs, ours
 
     def walk(self, words: Sequence[str], columns: int | None = None, *, steps: int = 6) -> int:
@@ -96,28 +92,24 @@ class _Resumed:
 
 
 class Stage:
-    """Worlds, each in a Region that nobody has asked before; a new gateway when they are used up."""
+    """Worlds, each in a Region that nobody has asked before: a gateway never forgets what it has seen."""
 
     def __init__(
         self,
         canned: Canned,
         account: str,
         regions: Sequence[str],
-        start_gateway: Callable[[], str],
+        address: str,
         drivers: tuple[CommandLine, CommandLine],
     ) -> None:
         self._canned = canned
         self._account = account
-        self._regions = regions
-        self._start_gateway = start_gateway
-        self._unused: list[str] = []
-        self._pair = Pair(*drivers, canned.environment(account), "")
+        self._unused = list(regions)
+        self._pair = Pair(*drivers, canned.environment(account), address)
 
     def pair(self, **world: Any) -> Pair:
         """Both command lines on a world; see `canned.world` for what it is made of."""
-        if not self._unused:
-            self._unused = list(self._regions)
-            self._pair = replace(self._pair, address=self._start_gateway())
+        assert self._unused, "more worlds than Regions: give the gateway more"
         region = self._unused.pop()
         self._canned.post({"account": self._account, "region": region, **world})
         return replace(self._pair, region=region)

@@ -21,7 +21,6 @@ _SILENT_SECONDS = 0.5
 _TOLD_EACH_SECONDS = 1.0
 
 _BAD_REGION = re.compile(r"regions\[(\d+)\]")
-_DENIED = "AWS_UNAUTHORIZED_OPERATION"
 
 
 class Gateway:
@@ -143,16 +142,16 @@ class Gateway:
         error = errors.from_call(failed)
         if self._debug:
             sys.stderr.write(f"imagetasks: {failed!r}\n")
-        if error.aws_error_code:
-            text = _without_action(error)
-            if error.reason == "IMAGE_NOT_FOUND":
-                text = refusals.in_order(text, parameters.get("ImageIds", []))
-            raise ServiceError(error.aws_error_code, text) from failed
         if error.reason == "UNKNOWN_ACCOUNT":
             name = error.account or ", ".join(self._scope.accounts)
             raise Failure(f"The config profile ({name}) could not be found") from failed
         if isinstance(error, errors.InvalidArgumentError):
             self._raise_invalid(error, parameters)
+        if error.aws_error_code:
+            text = _text_of_aws(error)
+            if error.reason == "IMAGE_NOT_FOUND":
+                text = refusals.in_order(text, parameters.get("ImageIds", []))
+            raise ServiceError(error.aws_error_code, text) from failed
         if isinstance(error, errors.DeadlineExceededError):
             raise Failure(f'Read timeout on endpoint URL: "{self._connection.url}"') from failed
         if not error.reason and isinstance(error, errors.UnavailableError):
@@ -184,7 +183,7 @@ def _trouble(outcome: pb.TargetOutcome) -> tuple[str, str, str]:
     from imagetasks import errors  # noqa: PLC0415 - only where something failed
 
     error = errors.from_status(outcome.status)
-    return _place(outcome.target), error.aws_error_code or error.reason, _without_action(error)
+    return _place(outcome.target), error.aws_error_code or error.reason, _text_of_aws(error)
 
 
 def _permission(outcome: pb.TargetOutcome) -> str:
@@ -201,10 +200,15 @@ def _place(target: Any) -> str:
     return "/".join(filter(None, (target.account, target.region)))
 
 
-def _without_action(error: Any) -> str:
-    """The text of AWS: the gateway names the action behind it where AWS put its encoded blob."""
-    text: str = error.message
-    return text.removesuffix(f" ({OPERATION})") if error.reason == _DENIED else text
+def _text_of_aws(error: Any) -> str:
+    """AWS's own text, where the gateway's differs, else the gateway's."""
+    from google.rpc.error_details_pb2 import ErrorInfo  # noqa: PLC0415 - only where something failed
+
+    info = ErrorInfo()
+    for detail in error.status.details:
+        if detail.Is(ErrorInfo.DESCRIPTOR):
+            detail.Unpack(info)
+    return info.metadata.get("awsErrorMessage") or str(error.message)
 
 
 def _unconnected(message: str, url: str) -> str:
