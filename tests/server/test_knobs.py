@@ -1,0 +1,404 @@
+"""Every knob does what it says: each test fails when its knob is ignored.
+
+A knob without a test fails `test_every_knob_has_its_test`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pytest
+import structlog
+from fake_ec2 import FakeWorld, Hold, aws_error
+from gateway_stage import PATIENCE, failure, outcomes
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from virtual import VirtualClock, run
+
+from conftest import Serve
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server import config, main
+from imagetasks_server.assembly import assemble
+from imagetasks_server.ec2 import Aws
+from imagetasks_server.errors import Error
+from imagetasks_server.service import Call
+from imagetasks_server.telemetry import configure_log
+from imagetasks_server.tracked import FORGET_EVERY
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+PROVEN: set[str] = set()
+# Where a table's knobs are proven if not here: those of one account or organization.
+ELSEWHERE = {
+    "accounts": "test_account_settings",
+    "organizations": "test_organizations",
+}
+AMPLE = {"capacity": 1e6, "refill": 1e6, "initial": 1e6}
+REGION = "eu-central-1"
+BROKEN = aws_error("InternalError", status=500)
+
+
+def proves(*knobs: str) -> Callable[[Test], Test]:
+    """Marks a test with the knobs that it fails without."""
+    PROVEN.update(knobs)
+    return lambda test: test
+
+
+def knobs(model: Any = config.Settings, prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if hasattr(inner, "model_fields"):
+            found |= knobs(inner, f"{prefix}{name}.")
+        else:
+            found.add(f"{prefix}{name}")
+    return found
+
+
+def test_every_knob_has_its_test() -> None:
+    assert knobs() - ELSEWHERE.keys() == PROVEN
+
+
+class Stage:
+    """A gateway over one target, on virtual time."""
+
+    def __init__(self, clock: VirtualClock, page_size: int = 200, **settings: Any) -> None:
+        self.clock = clock
+        self.world = FakeWorld(clock, {"main": (REGION,)}, page_size=page_size)
+        self.ec2 = self.world.ec2()
+        settings = {"accounts": [{"name": "main"}], "budget": AMPLE, **settings}
+        self.gateway = assemble(config.Settings(**settings), self.world.accounts, clock)
+
+    async def outcome(self, deadline: float = 1e6, **fields: Any) -> tuple[str, str]:
+        """Source and reason of a describe; the reason alone where it fails."""
+        request = pb.DescribeStoreImageTasksRequest(**fields)
+        try:
+            answer = await self.gateway.service.describe_store_image_tasks(
+                request, Call(self.clock() + deadline)
+            )
+        except Error as error:
+            return ("NONE", error.reason)
+        (outcome,) = outcomes(pb.DescribeStoreImageTasksResponse.FromString(answer)).values()
+        return outcome
+
+    async def state(self) -> pb.TargetState:
+        call = Call(self.clock() + 60)
+        answer = await self.gateway.service.list_targets(pb.ListTargetsRequest(), call)
+        return answer.targets[0]
+
+
+Result = TypeVar("Result")
+
+
+def staged(scenario: Callable[[Stage], Awaitable[Result]], **settings: Any) -> Result:
+    async def with_stage(clock: VirtualClock) -> Result:
+        stage = Stage(clock, **settings)
+        try:
+            return await scenario(stage)
+        finally:
+            await stage.gateway.close()
+
+    return run(with_stage)
+
+
+@proves("budget.capacity", "budget.refill", "budget.reserve", "budget.share", "budget.initial")
+def test_the_budget_is_what_is_left_of_ec2s_bucket() -> None:
+    async def budget(stage: Stage) -> tuple[float, float, float]:
+        found = (await stage.state()).budget
+        return found.capacity, found.refill_per_second, found.available
+
+    assert staged(budget, budget={}) == pytest.approx((40, 0.4, 5))
+    assert staged(budget, budget={"capacity": 100}) == pytest.approx((80, 0.4, 5))
+    assert staged(budget, budget={"refill": 1.0}) == pytest.approx((40, 0.8, 5))
+    assert staged(budget, budget={"reserve": 0.5}) == pytest.approx((25, 0.25, 5))
+    assert staged(budget, budget={"share": 0.5}) == pytest.approx((20, 0.2, 5))
+    assert staged(budget, budget={"initial": 7}) == pytest.approx((40, 0.4, 7))
+
+
+@proves("default_max_age")
+def test_default_max_age_is_how_old_an_answer_may_be() -> None:
+    async def after_3_seconds(stage: Stage) -> str:
+        await stage.outcome()
+        await asyncio.sleep(3)
+        return (await stage.outcome())[0]
+
+    assert staged(after_3_seconds) == "CACHED"
+    assert staged(after_3_seconds, default_max_age=2) == "LIVE"
+
+
+@proves("page_timeout")
+def test_page_timeout_ends_a_hanging_call() -> None:
+    async def waited(stage: Stage) -> float:
+        stage.ec2.hang()
+        began = stage.clock()
+        assert await stage.outcome() == ("NONE", "AWS_TIMEOUT")
+        return stage.clock() - began
+
+    assert staged(waited) == pytest.approx(20)
+    assert staged(waited, page_timeout=3) == pytest.approx(3)
+
+
+@proves("read_timeout")
+def test_read_timeout_ends_a_read_that_is_paid_too_slowly() -> None:
+    async def many_pages(stage: Stage) -> str:
+        stage.ec2.add_ended(10)
+        return (await stage.outcome())[1]
+
+    # Nine more pages at ten seconds each.
+    slow = {"capacity": 50, "refill": 0.1, "reserve": 0, "initial": 1}
+    assert staged(many_pages, page_size=1, budget=slow) == ""
+    assert staged(many_pages, page_size=1, budget=slow, read_timeout=50) == "AWS_TIMEOUT"
+
+
+@proves("discovery_timeout")
+def test_discovery_timeout_ends_the_waiting_for_an_account() -> None:
+    async def waited(stage: Stage) -> float:
+        hold = stage.world.accounts["main"].hold = Hold()
+        began = stage.clock()
+        assert await stage.outcome() == ("NONE", "AWS_TIMEOUT")
+        hold.release()
+        return stage.clock() - began
+
+    assert staged(waited) == pytest.approx(10)
+    assert staged(waited, discovery_timeout=2) == pytest.approx(2)
+
+
+@proves("region_expiry")
+def test_region_expiry_is_when_regions_are_asked_for_again() -> None:
+    async def asked_after_10_minutes(stage: Stage) -> int:
+        await stage.outcome()
+        await asyncio.sleep(600)
+        await stage.outcome()
+        return stage.world.accounts["main"].asked.count("identity")
+
+    assert staged(asked_after_10_minutes) == 1
+    assert staged(asked_after_10_minutes, region_expiry=500) == 2
+
+
+@proves("confirm_removal_after")
+def test_confirm_removal_after_is_the_time_between_two_reads_that_lack_a_task() -> None:
+    async def known_after_two_reads(stage: Stage) -> int:
+        task = stage.ec2.add(state="Completed", age=86400)
+        await stage.outcome()
+        stage.ec2.remove(task)
+        for _ in range(2):
+            await asyncio.sleep(20)
+            await stage.outcome()
+        return (await stage.state()).task_count
+
+    assert staged(known_after_two_reads, full_read_every=10) == 0
+    assert staged(known_after_two_reads, full_read_every=10, confirm_removal_after=100) == 1
+
+
+@proves("full_read_every")
+def test_full_read_every_is_how_soon_the_whole_list_is_read_again() -> None:
+    async def calls(stage: Stage) -> int:
+        stage.ec2.add_ended(1000)
+        await stage.outcome()
+        await asyncio.sleep(300)
+        before = len(stage.ec2.calls)
+        await stage.outcome()
+        # A sweep goes on behind the answer.
+        await asyncio.sleep(10)
+        return len(stage.ec2.calls) - before
+
+    assert staged(calls) == 1
+    assert staged(calls, full_read_every=200) == 5
+
+
+@proves("distrust_for")
+def test_distrust_for_is_how_long_a_list_that_contradicted_itself_is_read_in_full() -> None:
+    async def calls(stage: Stage) -> int:
+        (task, *_) = stage.ec2.add_ended(1000)
+        await stage.outcome()
+        # A finished task changes.
+        stage.ec2.end(task, failed="NoSuchBucket")
+        await asyncio.sleep(10)
+        await stage.outcome()
+        await asyncio.sleep(100)
+        before = len(stage.ec2.calls)
+        await stage.outcome()
+        await asyncio.sleep(10)
+        return len(stage.ec2.calls) - before
+
+    assert staged(calls) == 5
+    assert staged(calls, distrust_for=50) == 1
+
+
+@proves("stale_for")
+def test_stale_for_is_how_long_the_last_state_stands_in() -> None:
+    async def after_10_minutes(stage: Stage) -> tuple[str, str]:
+        await stage.outcome()
+        stage.ec2.fail(BROKEN, times=None)
+        await asyncio.sleep(600)
+        return await stage.outcome()
+
+    assert staged(after_10_minutes) == ("STALE", "AWS_INTERNAL_ERROR")
+    assert staged(after_10_minutes, stale_for=500) == ("NONE", "AWS_INTERNAL_ERROR")
+
+
+@proves("keep_unused_for")
+def test_keep_unused_for_is_how_long_an_unused_state_is_kept() -> None:
+    async def kept(stage: Stage) -> int:
+        stage.world.accounts["main"].regions = (REGION, "us-east-1")
+        stage.world.accounts["main"].by_region["us-east-1"] = stage.ec2
+        await stage.outcome(regions=[REGION])
+        await asyncio.sleep(600 + FORGET_EVERY)
+        await stage.outcome(regions=["us-east-1"])
+        return len(list(stage.gateway.registry))
+
+    assert staged(kept) == 2
+    assert staged(kept, keep_unused_for=600) == 1
+
+
+@proves("keep_tasks")
+def test_keep_tasks_is_how_many_tasks_are_kept_in_all() -> None:
+    async def kept(stage: Stage) -> int:
+        stage.ec2.add_ended(20)
+        stage.world.accounts["main"].regions = (REGION, "us-east-1")
+        stage.world.accounts["main"].by_region["us-east-1"] = stage.ec2
+        await stage.outcome(regions=[REGION])
+        await asyncio.sleep(FORGET_EVERY)
+        await stage.outcome(regions=["us-east-1"])
+        await asyncio.sleep(FORGET_EVERY)
+        await stage.outcome(regions=["us-east-1"])
+        return len(list(stage.gateway.registry))
+
+    assert staged(kept) == 2
+    assert staged(kept, keep_tasks=30) == 1
+
+
+@proves("remember_refusals_for")
+def test_remember_refusals_for_is_how_long_a_refusal_is_believed() -> None:
+    async def calls(stage: Stage) -> int:
+        stage.ec2.denied = True
+        for _ in range(3):
+            await stage.outcome()
+            await asyncio.sleep(9)
+        return len(stage.ec2.calls)
+
+    assert staged(calls) == 1
+    assert staged(calls, remember_refusals_for=5) == 3
+
+
+@proves("remember_lookups_for")
+def test_remember_lookups_for_is_how_long_an_answer_to_one_caller_is_remembered() -> None:
+    async def calls(stage: Stage) -> int:
+        for _ in range(3):
+            await stage.outcome(dry_run=True)
+            await asyncio.sleep(19)
+        return len(stage.ec2.calls)
+
+    assert staged(calls) == 1
+    assert staged(calls, remember_lookups_for=10) == 3
+
+
+@proves("answer_cache_bytes")
+def test_answer_cache_bytes_is_the_memory_for_answers() -> None:
+    async def kept(stage: Stage) -> float:
+        stage.ec2.add_ended(10)
+        for _ in range(3):
+            await stage.outcome()
+        return float(stage.gateway.service._answers._kept.currsize)
+
+    assert staged(kept) > 500
+    assert staged(kept, answer_cache_bytes=100) == 0
+    assert staged(kept, answer_cache_bytes=0) == 0
+
+
+@proves("default_deadline")
+async def test_default_deadline_ends_a_call_without_one(serve: Serve, world: FakeWorld) -> None:
+    gateway = await serve(default_deadline=0.3)
+    world.ec2("other").hang()
+    refused = await failure(gateway.describe(None, accounts=["other"]))
+    assert refused.reason == "DEADLINE"
+
+
+@proves("attempts", "connect_timeout")
+@pytest.mark.parametrize(("attempts", "connect_timeout"), [(3, 5.0), (7, 1.5)])
+async def test_clients_are_told_how_often_to_try_and_how_long_to_connect(
+    attempts: int, connect_timeout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobodys")
+    settings = config.Settings(attempts=attempts, connect_timeout=connect_timeout)
+    with ThreadPoolExecutor(1) as builders:
+        account = await asyncio.to_thread(Aws(settings, builders).open, settings.accounts[0])
+        client = await account._session.client("ec2", REGION)
+        assert client.meta.config.retries["total_max_attempts"] == attempts
+        assert client.meta.config.connect_timeout == connect_timeout
+        assert client.meta.config.read_timeout == settings.page_timeout
+        await account.close()
+
+
+@proves("listen")
+async def test_listen_is_where_the_gateway_is(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> None:
+    address = f"unix:{tmp_path_factory.mktemp('s')}/s"
+    assert (await serve(listen=address)).address == address
+    assert (await serve(listen="127.0.0.1:0")).address.startswith("127.0.0.1:")
+
+
+@proves("insecure")
+def test_insecure_is_needed_where_others_can_reach_it() -> None:
+    with pytest.raises(ValueError, match="insecure"):
+        config.Settings(listen="0.0.0.0:0")
+    assert config.Settings(listen="0.0.0.0:0", insecure=True)
+
+
+@proves("reflection")
+@pytest.mark.parametrize(
+    ("settings", "reflected"),
+    [
+        ({}, True),
+        ({"reflection": False}, False),
+        ({"listen": "0.0.0.0:0", "insecure": True}, False),
+        ({"listen": "0.0.0.0:0", "insecure": True, "reflection": True}, True),
+    ],
+)
+async def test_reflection_is_served_where_it_is_meant(
+    world: FakeWorld,
+    clock: VirtualClock,
+    settings: dict[str, Any],
+    reflected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    enabled: list[Any] = []
+    monkeypatch.setattr(main.reflection, "enable_server_reflection", lambda *names: enabled.append(names))
+    configured = config.Settings(accounts=[{"name": "main"}], **{"listen": "127.0.0.1:0", **settings})
+    gateway = assemble(configured, world.accounts, clock)
+    server, _, health = await main._listen(configured, gateway)
+    await main._drain(server, health, gateway.boundary, 1.0)
+    assert bool(enabled) is reflected
+
+
+@proves("log_level", "log_json")
+def test_the_log_is_rendered_and_kept_short_as_configured(capsys: pytest.CaptureFixture[str]) -> None:
+    for level, json_lines, expected in (
+        ("info", True, ['{"fine": true', "said"]),
+        ("info", False, ["fine", "said"]),
+        ("error", True, []),
+    ):
+        with contextlib.ExitStack() as stack:
+            stack.callback(structlog.reset_defaults)
+            configure_log(level, json_lines=json_lines)
+            structlog.get_logger().info("said", fine=True)
+        written = capsys.readouterr().err
+        assert bool(written) is bool(expected)
+        assert written.startswith("{") is (json_lines and bool(expected))
+        assert all(part in written for part in expected)
+
+
+@proves("drain_seconds")
+async def test_drain_seconds_is_what_calls_under_way_get(serve: Serve) -> None:
+    """That it reaches `_drain` is for test_process."""
+    gateway = await serve()
+    stub: Any = health_pb2_grpc.HealthStub(gateway.channel)
+    watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
+    await watch.read()
+    draining = asyncio.create_task(main._drain(gateway.server, gateway.health, gateway.boundary, 600))
+    # Told, and not ended.
+    assert (await watch.read()).status == main.NOT_SERVING
+    assert not draining.done()
+    watch.cancel()
+    await draining
