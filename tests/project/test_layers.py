@@ -38,7 +38,6 @@ ORDER = (
     "aws_organizations",
     "members",
     "aws_access",
-    "aws_access",
     "aws_session",
     "aws_parser",
     "attempts",
