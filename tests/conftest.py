@@ -24,8 +24,8 @@ WATCHED = ["imagetasks", "imagetasks_server"]
 MAY_BLOCK = (
     # Certificates are read once, when a client is made.
     ("imagetasks/channel.py", {"_read"}),
-    # Botocore's clients are built on a thread, in a loop that runs for nothing else.
-    ("imagetasks_server/aws_session.py", {"_build_here"}),
+    # Botocore looks for credentials in small files: at the start, and when AWS says they have expired.
+    ("imagetasks_server/aws_access.py", {"_search"}),
 )
 
 # gRPC closes its sockets on threads of its own, soon after it was told to.

@@ -16,6 +16,7 @@ class Credentials:
 
     Args:
         find: Finds the credentials, as botocore's own object; None: there are none.
+        source: Those that are used to find them, and are doubted with them.
 
     Attributes:
         method: Where they are from, as botocore's user agent tells it.
@@ -24,8 +25,10 @@ class Credentials:
 
     method = "imagetasks"
 
-    def __init__(self, find: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(self, find: Callable[[], Awaitable[Any]], source: "Credentials | None" = None) -> None:
         self.generation = 0
+        self._source = source
+        self._source_generation = 0
         self._find = find
         self._found: Any = None
         self._lock = asyncio.Lock()
@@ -38,6 +41,7 @@ class Credentials:
         """
         async with self._lock:
             if self._found is None:
+                self._source_generation = self._source.generation if self._source else 0
                 self._found = await self._find()
             found = self._found
         if found is None:
@@ -59,3 +63,5 @@ class Credentials:
         if generation == self.generation:
             self.generation += 1
             self._found = None
+            if self._source is not None:
+                self._source.forget(self._source_generation)

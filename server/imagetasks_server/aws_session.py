@@ -1,142 +1,49 @@
-"""Sessions and clients that are cheap enough to have one client for each target.
-
-One session for each account; botocore is handed slim models (`aws_models`), clients share TLS contexts
-(`aws_tls`) and, where accounts have them in common, credentials; they are built on a thread.
-"""
+"""One account's clients at AWS: built when first asked for, on a thread, kept until the account goes."""
 
 import asyncio
 import contextlib
-import functools
-import json
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeAlias
+from typing import Any
 
 import aioboto3
-import aiobotocore.credentials
-import aiobotocore.session
 
 from imagetasks_server.account_settings import HOME_REGIONS, Access, partition_of
 from imagetasks_server.aws_credentials import Credentials
-from imagetasks_server.aws_models import SlimLoader
-from imagetasks_server.aws_parser import ParserFactory
-from imagetasks_server.aws_tls import SharedTlsConfig, tls_context
-
-ROLE_SESSION_NAME: Final = "imagetasks"
-
-Hooks: TypeAlias = Mapping[str, Callable[..., Awaitable[None]]]
-
-
-class AwsSessions:
-    """Makes sessions; holds what they share.
-
-    Args:
-        builders: Where clients are built, one at a time: botocore's sessions are not thread-safe.
-        connect_timeout: Seconds.
-        read_timeout: Seconds.
-        attempts: Times that a call is tried.
-        hooks: Botocore's events and who hears them, in every client.
-    """
-
-    def __init__(
-        self,
-        builders: ThreadPoolExecutor,
-        *,
-        connect_timeout: float,
-        read_timeout: float,
-        attempts: int,
-        hooks: Hooks,
-    ) -> None:
-        self.builders = builders
-        self._loader = SlimLoader()
-        self._parsers = ParserFactory()
-        self._hooks = hooks
-        self._options = {
-            "connect_timeout": connect_timeout,
-            "read_timeout": read_timeout,
-            # Not "adaptive": it guesses at a rate that the budget knows.
-            "retries": {"mode": "standard", "total_max_attempts": attempts},
-            "parameter_validation": False,
-        }
-        self._sources: dict[Access, Credentials] = {}
-
-    def open(self, access: Access, role_arn: str | None, actions: Sequence[str]) -> "AwsSession":
-        """A session, which asks nothing yet. Reads configuration files, so it may block.
-
-        Args:
-            access: How AWS is reached.
-            role_arn: The role to assume; None: none.
-            actions: IAM's actions that the assumed role is narrowed to.
-
-        Raises:
-            Exception: What botocore raises where the configuration files are wrong, or lack the profile.
-        """
-        core = self.core(access)
-        home_region = _home_region(access, core)
-        source = self._source(access)
-        credentials = source
-        if role_arn is not None:
-            arguments = _role_arguments(access, actions)
-            sts = functools.partial(
-                core.create_client, region_name=home_region, endpoint_url=access.sts_endpoint_url
-            )
-            credentials = Credentials(_assume(sts, source, role_arn, arguments))
-        core.register_component("credential_provider", _Provider(credentials))
-        return AwsSession(access, core, self.builders, (credentials, source), home_region)
-
-    def core(self, access: Access) -> Any:
-        """Botocore's session, set up as all of ours are."""
-        core = aiobotocore.session.get_session()
-        core.register_component("data_loader", self._loader)
-        core.register_component("response_parser_factory", self._parsers)
-        options = dict(self._options)
-        if access.proxy:
-            options["proxies"] = {"http": access.proxy, "https": access.proxy}
-        if access.use_fips:
-            options["use_fips_endpoint"] = True
-        # The session's, not each client's: botocore makes clients of its own to come by credentials.
-        core.set_default_client_config(SharedTlsConfig(**options))
-        for variable, value in (("profile", access.profile), ("ca_bundle", access.ca_bundle)):
-            if value is not None:
-                core.set_config_variable(variable, str(value))
-        for event, hook in self._hooks.items():
-            core.register(event, hook)
-        # Botocore finds a missing profile only here.
-        core.get_scoped_config()
-        return core
-
-    def _source(self, access: Access) -> Credentials:
-        """What roles are assumed with: one for all accounts that come by it in the same way."""
-        way = Access(
-            profile=access.profile,
-            partition=access.partition,
-            use_fips=access.use_fips,
-            ca_bundle=access.ca_bundle,
-            proxy=access.proxy,
-        )
-        if way not in self._sources:
-            self._sources[way] = Credentials(functools.partial(_search, self.core(way)))
-        return self._sources[way]
+from imagetasks_server.aws_tls import tls_context
 
 
 class AwsSession:
-    """One account's clients, each built when first asked for. `AwsSessions` makes it."""
+    """One account's clients, each built when first asked for.
+
+    Args:
+        access: How AWS is reached.
+        core: Botocore's session.
+        credentials: What requests are signed with.
+        builders: Where clients are built, one at a time: botocore's sessions are not thread-safe.
+        closed: Is told when it is closed.
+
+    Attributes:
+        home_region: Where STS and DescribeRegions are asked.
+    """
 
     def __init__(
         self,
         access: Access,
         core: Any,
+        credentials: Credentials,
         builders: ThreadPoolExecutor,
-        credentials: tuple[Credentials, Credentials],
-        home_region: str,
+        closed: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self.home_region = home_region
+        self.home_region = _home_region(access, core)
+        core.register_component("credential_provider", _Provider(credentials))
         self._session = aioboto3.Session(botocore_session=core)
         self._verify = core.get_config_variable("ca_bundle") or True
         self._endpoints = {"ec2": access.endpoint_url, "sts": access.sts_endpoint_url}
         self._builders = builders
-        self._credentials, self._source = credentials
+        self._credentials = credentials
+        self._closed = closed
         self._clients: dict[tuple[str, str], Any] = {}
         self._building: dict[tuple[str, str], asyncio.Future[Any]] = {}
 
@@ -158,17 +65,13 @@ class AwsSession:
             if key in self._building and self._building[key].done():
                 del self._building[key]
 
-    def generations(self) -> tuple[int, int]:
+    def generation(self) -> int:
         """Which credentials are in use, to be told later that they had expired."""
-        return self._credentials.generation, self._source.generation
+        return self._credentials.generation
 
-    def forget(self, generations: tuple[int, int]) -> None:
-        """Find the credentials anew, and those that the role is assumed with: these had expired."""
-        own, source = generations
-        self._credentials.forget(own)
-        # Without a role they are the same, and have just been forgotten.
-        if self._source is not self._credentials:
-            self._source.forget(source)
+    def forget(self, generation: int) -> None:
+        """The credentials of then had expired: find them anew."""
+        self._credentials.forget(generation)
 
     async def close(self) -> None:
         """Close all clients and their connections."""
@@ -176,6 +79,8 @@ class AwsSession:
             task.cancel()
         await asyncio.gather(*self._building.values(), return_exceptions=True)
         async with contextlib.AsyncExitStack() as stack:
+            if self._closed is not None:
+                stack.push_async_callback(self._closed)
             for client in self._clients.values():
                 stack.push_async_callback(client.close)
         self._clients.clear()
@@ -189,16 +94,10 @@ class AwsSession:
     def _build_here(self, key: tuple[str, str]) -> Any:
         service, region = key
 
-        async def build() -> Any:
-            # Nothing here touches a socket: the client opens its first with its first call.
-            context = self._session.client(
-                service, region_name=region, endpoint_url=self._endpoints.get(service)
-            )
-            return await context.__aenter__()
-
+        context = self._session.client(service, region_name=region, endpoint_url=self._endpoints.get(service))
         # The first call would load it, and block the loop meanwhile.
         tls_context(self._verify)
-        return asyncio.run(build())
+        return _at_once(context.__aenter__())
 
 
 class _Provider:
@@ -211,38 +110,18 @@ class _Provider:
         return self._credentials
 
 
-async def _search(core: Any) -> Any:
-    """Botocore's chain of places where credentials may be, from the first."""
-    return await aiobotocore.credentials.create_credential_resolver(core).load_credentials()
+def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that waits for nothing.
 
-
-def _assume(
-    sts: Callable[..., Any], source: Credentials, role_arn: str, arguments: Mapping[str, str]
-) -> Callable[[], Awaitable[Any]]:
-    """Assumes the role anew each time it is called; what it returns refreshes itself."""
-
-    async def assume() -> Any:
-        fetcher = aiobotocore.credentials.AioAssumeRoleCredentialFetcher(
-            client_creator=sts,
-            source_credentials=source,
-            role_arn=role_arn,
-            extra_args=dict(arguments),
-        )
-        return aiobotocore.credentials.AioDeferredRefreshableCredentials(
-            method="assume-role", refresh_using=fetcher.fetch_credentials
-        )
-
-    return assume
-
-
-def _role_arguments(access: Access, actions: Sequence[str]) -> dict[str, str]:
-    """Of AssumeRole. The policy narrows the session: whatever the role may do, this can do no more."""
-    statement = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
-    policy = {"Version": "2012-10-17", "Statement": [statement]}
-    arguments = {"RoleSessionName": ROLE_SESSION_NAME, "Policy": json.dumps(policy, separators=(",", ":"))}
-    if access.external_id is not None:
-        arguments["ExternalId"] = access.external_id
-    return arguments
+    A client opens its first socket with its first call, and its defaults are not asked of the machine
+    (`defaults_mode`), so that it needs no loop to be built.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    raise RuntimeError("botocore waits for something while it builds a client")
 
 
 def _home_region(access: Access, core: Any) -> str:

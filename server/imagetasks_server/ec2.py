@@ -9,10 +9,11 @@ from botocore.exceptions import ClientError
 
 from imagetasks_server.account_settings import AccountSettings, OrganizationSettings
 from imagetasks_server.attempts import HOOKS, one_call
+from imagetasks_server.aws_access import AwsSessions, Hooks
 from imagetasks_server.aws_errors import is_expiry, translate
 from imagetasks_server.aws_models import READ_ACTIONS
 from imagetasks_server.aws_parser import BODY
-from imagetasks_server.aws_session import AwsSession, AwsSessions, Hooks
+from imagetasks_server.aws_session import AwsSession
 from imagetasks_server.config import Settings
 from imagetasks_server.errors import Error, FailedPrecondition, Unavailable
 from imagetasks_server.targets import Identity, Target
@@ -115,13 +116,13 @@ class AwsAccount:
     async def _call(self, service: str, region: str, operation: str, parameters: Mapping[str, Any]) -> Any:
         client = await self._session.client(service, region)
         call = getattr(client, operation)
-        generations = self._session.generations()
+        generation = self._session.generation()
         try:
             return await call(**parameters)
         except ClientError as error:
             if not is_expiry(error):
                 raise
-        self._session.forget(generations)
+        self._session.forget(generation)
         return await call(**parameters)
 
     def _translate(self, error: Exception, region: str) -> Error:

@@ -43,12 +43,14 @@ class ScriptedAws:
         url: Its address.
         requests: All, in order.
         regions: What DescribeRegions says.
+        expired: Access keys that are no longer taken.
         pages: What Organizations answers, by action and ParentId (else ""), a list of pages each.
     """
 
     url: str = ""
     requests: list[Request] = field(default_factory=list)
     regions: list[str] = field(default_factory=lambda: ["eu-central-1", "us-east-1"])
+    expired: set[str] = field(default_factory=set)
     pages: dict[tuple[str, str], list[list[dict[str, str]]]] = field(default_factory=dict)
     _refusals: defaultdict[str, deque[Refusal]] = field(default_factory=lambda: defaultdict(deque))
     _roles: int = 0
@@ -69,6 +71,8 @@ class ScriptedAws:
         form = json.loads(await request.text()) if target else dict(await request.post())
         action = target.rpartition(".")[2] if target else str(form["Action"])
         self.requests.append(Request(action, form, key, region, str(request.url)))
+        if key in self.expired:
+            self._refusals[action].appendleft(Refusal("ExpiredToken", "The token is expired"))
         if self._refusals[action]:
             refusal = self._refusals[action].popleft()
             if target:
