@@ -18,8 +18,9 @@ from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Aborted, Error, all_failed
 from imagetasks_server.parts import Part, Question, progress, too_late
-from imagetasks_server.selection import Order, PageToken, Selection
+from imagetasks_server.selection import Order, Selection
 from imagetasks_server.targets import Resolution
+from imagetasks_server.tokens import PageToken
 from imagetasks_server.tracked import Registry
 from imagetasks_server.view import Entry
 
@@ -205,7 +206,7 @@ class _Rows:
             task = entry.task
             if task.task_id not in self._sent and self._selection.matches(task):
                 self._sent.add(task.task_id)
-                tasks.append(self._part.named(task))
+                tasks.append(self._part.target.named(task))
         target = self._part.target.message()
         for start in range(0, len(tasks), STREAM_PAGE_TASKS):
             batch = tasks[start : start + STREAM_PAGE_TASKS]
@@ -234,7 +235,7 @@ def _page(
         if last is not None and (full or (place.page_size is None and size > MAX_PAGE_BYTES)):
             response.next_token = _next_token(question, place, last, answering).encode()
             break
-        results.append(part.named(entry.task))
+        results.append(part.target.named(entry.task))
         last = entry.order
     return response
 

@@ -3,6 +3,7 @@
 The only place that hands settings to the parts. `main` gives it accounts at AWS, tests give it fakes.
 """
 
+import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,13 +14,17 @@ from imagetasks_server.budget import Allowance, Budget
 from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
 from imagetasks_server.errors import NotFound
+from imagetasks_server.followers import Followers
 from imagetasks_server.lookups import Lookups
+from imagetasks_server.poller import Poller, Rhythm
 from imagetasks_server.reader import Reader
 from imagetasks_server.service import Service
 from imagetasks_server.targets import Account, Target, Targets
 from imagetasks_server.tracked import Registry, Tracked
 from imagetasks_server.upstream import Page, Query, ReadPage, Upstream
 from imagetasks_server.view import Revisions, View
+from imagetasks_server.waiting import Waiting
+from imagetasks_server.watching import Watching
 
 
 class ReadableAccount(Account, Protocol):
@@ -46,6 +51,7 @@ class Gateway:
     registry: Registry
     service: Service
     boundary: Boundary
+    followers: Followers
 
     async def close(self) -> None:
         """End everything that asks AWS."""
@@ -63,22 +69,36 @@ def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock:
         timeout=settings.discovery_timeout,
         excluded={each.name: each.exclude_regions for each in settings.accounts},
     )
-    registry = _registry(settings, accounts, targets, clock)
+    revisions = Revisions()
+    rhythm = Rhythm(settings.poll_interval, settings.idle_poll_interval, settings.poll_linger)
+
+    def account_of(target: Target) -> ReadableAccount:
+        return _serving(target, accounts, targets)
+
+    registry = _registry(settings, account_of, revisions, rhythm, clock)
+    followers = Followers(registry, revisions)
     service = Service(
-        targets,
-        registry,
-        Answers(registry, clock, cache_bytes=settings.answer_cache_bytes),
-        clock,
+        targets=targets,
+        registry=registry,
+        answers=Answers(registry, clock, cache_bytes=settings.answer_cache_bytes),
+        watching=Watching(followers, targets, clock, rhythm=rhythm, heartbeat=settings.heartbeat_interval),
+        waiting=Waiting(followers, targets, clock),
+        clock=clock,
         default_max_age=settings.default_max_age,
         stale_for=settings.stale_for,
     )
-    return Gateway(targets, registry, service, Boundary(clock, default_deadline=settings.default_deadline))
+    boundary = Boundary(clock, default_deadline=settings.default_deadline)
+    return Gateway(targets, registry, service, boundary, followers)
 
 
 def _registry(
-    settings: Settings, accounts: Mapping[str, ReadableAccount], targets: Targets, clock: Clock
+    settings: Settings,
+    account_of: Callable[[Target], ReadableAccount],
+    revisions: Revisions,
+    rhythm: Rhythm,
+    clock: Clock,
 ) -> Registry:
-    revisions = Revisions()
+    jitter = random.Random()  # noqa: S311  # spreads reads, guards nothing
     allowance = Allowance(
         capacity=settings.budget.capacity,
         refill=settings.budget.refill,
@@ -87,12 +107,13 @@ def _registry(
     )
 
     def make(target: Target, budget: Budget | None) -> Tracked:
-        view = View(revisions, confirm_after=settings.confirm_removal_after)
+        view = View(
+            revisions, confirm_after=settings.confirm_removal_after, stalled_after=settings.stalled_after
+        )
         budget = budget or Budget(allowance, clock)
 
         async def read_page(query: Query, token: str | None) -> Page:
-            account = _serving(target, accounts, targets)
-            seam = account.read_page(target, pay=upstream.pay, throttled=budget.throttled)
+            seam = account_of(target).read_page(target, pay=upstream.pay, throttled=budget.throttled)
             return await seam(query, token)
 
         upstream = Upstream(
@@ -111,7 +132,7 @@ def _registry(
             timeout=settings.read_timeout,
         )
         lookups = Lookups(view, upstream, clock, remember_for=settings.remember_lookups_for)
-        return Tracked(view, budget, reader, lookups)
+        return Tracked(view, budget, reader, lookups, Poller(reader, clock, rhythm, jitter))
 
     return Registry(make, clock, keep_unused_for=settings.keep_unused_for, keep_tasks=settings.keep_tasks)
 

@@ -69,6 +69,19 @@ class Settings(BaseSettings):
 
     default_max_age: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     """Seconds an answer may be old where a caller does not say. More: fewer calls to EC2."""
+    poll_interval: Seconds = 5.0
+    """Seconds between reads of a followed target while something is in progress there. More: fewer calls to
+    EC2; less: changes are seen sooner. Never more often than half of what the budget sustains."""
+    idle_poll_interval: Seconds = 30.0
+    """The same while nothing is in progress. More: fewer calls; less: a new task is seen sooner."""
+    poll_linger: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    """Seconds for which a target is still read after its last follower left: a watch that is opened again
+    at once finds everything fresh."""
+    heartbeat_interval: Seconds = 10.0
+    """Seconds after which a watcher who is caught up hears so again. More: less traffic; less: a dead
+    connection is noticed sooner."""
+    stalled_after: Seconds = 1800.0
+    """Seconds without progress after which a task counts as stalled."""
     default_deadline: Seconds = 60.0
     """Seconds a call may take where the caller set no deadline."""
     page_timeout: Seconds = 20.0

@@ -9,7 +9,7 @@ Error:
     ├── Unavailable          UNAVAILABLE           try again
     ├── Aborted              ABORTED               a target stays out of a listing
     ├── DeadlineExceeded     DEADLINE_EXCEEDED     the caller's deadline came first
-    ├── Unimplemented        UNIMPLEMENTED         not in this version
+    ├── OutOfRange           OUT_OF_RANGE          a watch cannot be continued from there
     ├── Unclassified         UNKNOWN               AWS refused for an unknown reason
     └── Internal             INTERNAL              a fault of the gateway
 
@@ -183,10 +183,10 @@ class DeadlineExceeded(Error):
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-class Unimplemented(Error):
-    """Not in this version."""
+class OutOfRange(Error):
+    """A place in the past that is no longer known."""
 
-    code = grpc.StatusCode.UNIMPLEMENTED
+    code = grpc.StatusCode.OUT_OF_RANGE
 
 
 class Unclassified(Error):

@@ -21,7 +21,7 @@ from imagetasks_server.accounts import Accounts
 from imagetasks_server.assembly import Gateway, assemble
 from imagetasks_server.aws_models import LIST_ACTIONS
 from imagetasks_server.aws_organizations import list_members
-from imagetasks_server.boundary import SERVICE, Boundary
+from imagetasks_server.boundary import SERVICE
 from imagetasks_server.clock import steady_clock
 from imagetasks_server.config import ConfigError, Settings, load
 from imagetasks_server.doctor import Report, examine
@@ -217,7 +217,7 @@ async def _serve(settings: Settings, sandbox_arguments: Sequence[str] | None) ->
         except Error as error:
             raise ConfigError(f"accounts.{error.account}: {error.message}") from error
         server, address, servicer = await _listen(settings, gateway)
-        stack.push_async_callback(_drain, server, servicer, gateway.boundary, settings.drain_seconds)
+        stack.push_async_callback(_drain, server, servicer, gateway, settings.drain_seconds)
         await stack.enter_async_context(roster.refreshing())
         warming = asyncio.create_task(_warm(roster, gateway.targets, accounts, servicer, address))
         stack.callback(warming.cancel)
@@ -281,12 +281,14 @@ async def _warm(
 
 
 async def _drain(
-    server: grpc.aio.Server, servicer: health.aio.HealthServicer, boundary: Boundary, seconds: float
+    server: grpc.aio.Server, servicer: health.aio.HealthServicer, gateway: Gateway, seconds: float
 ) -> None:
     log.info(Event.DRAINING)
     await servicer.enter_graceful_shutdown()
+    # Watches say goodbye with a token, waits answer; whoever else is under way gets its time.
+    gateway.followers.drain()
     await server.stop(seconds)
-    await boundary.idle()
+    await gateway.boundary.idle()
     log.info(Event.STOPPED)
 
 

@@ -41,8 +41,13 @@ class Question:
 
     def seconds_left(self, clock: Clock) -> float:
         """Seconds until unfinished targets get their outcome."""
-        left = self.deadline - clock()
-        return max(0.0, left - min(_MARGIN_SECONDS, left * _MARGIN_PART))
+        return seconds_before(self.deadline, clock())
+
+
+def seconds_before(deadline: float, now: float) -> float:
+    """Seconds from now in which to be done, so that the answer arrives before the deadline."""
+    left = deadline - now
+    return max(0.0, left - min(_MARGIN_SECONDS, left * _MARGIN_PART))
 
 
 @dataclass(slots=True, eq=False)
@@ -114,15 +119,6 @@ class Part:
         if self.read_time is not None:
             outcome.read_time.CopyFrom(timestamp(self.read_time))
         return outcome
-
-    def named(self, task: pb.StoreImageTaskResult) -> pb.StoreImageTaskResult:
-        """The task under the account's name as asked: two names may share a view."""
-        if task.account == self.target.account:
-            return task
-        copy = pb.StoreImageTaskResult()
-        copy.CopyFrom(task)
-        copy.account = self.target.account
-        return copy
 
 
 async def progress(parts: Sequence[Part], question: Question, clock: Clock) -> AsyncGenerator[Part]:

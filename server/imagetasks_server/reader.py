@@ -165,6 +165,7 @@ class Reader:
         except TimeoutError:
             raise Unavailable("AWS_TIMEOUT", f"The read took longer than {self._timeout:g} s") from None
         self.last_error = None
+        self.view.publish()
         read.end()
         await self._refresher.sweep(lambda: self._next is not None)
 
@@ -176,6 +177,7 @@ class Reader:
         if not read.done:
             if not task.cancelled():
                 self.last_error = error
+                self.view.publish()
             read.end(error)
         self._advance()
 

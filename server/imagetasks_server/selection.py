@@ -1,13 +1,10 @@
-"""EC2's rules of choosing and ordering tasks, and the tokens that continue a listing. Pure."""
+"""EC2's rules of choosing and ordering tasks. Pure."""
 
-import base64
-import binascii
 import hashlib
 import json
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
@@ -20,7 +17,6 @@ MAX_FILTER_VALUES: Final = 200
 MAX_RESULTS: Final = 200
 # EC2's S3 limits a bucket's name to 63 characters; patterns may be a little longer.
 MAX_FILTER_VALUE_CHARS: Final = 255
-MAX_TOKEN_CHARS: Final = 64 * 1024
 
 _IMAGE_ID = re.compile(r"ami-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 
@@ -55,18 +51,30 @@ class Selection:
     newest_only: bool = False
     patterns: tuple[tuple[str, re.Pattern[str]], ...] = ()
 
-    def matches(self, task: pb.StoreImageTaskResult) -> bool:
-        """Whether the task is meant; `newest_only` is for whoever lists them in order."""
+    def matches(self, task: pb.StoreImageTaskResult, *, state: str | None = None) -> bool:
+        """Whether the task is meant; `newest_only` is for whoever lists them in order.
+
+        Args:
+            task: A task. But for its state, what a selection looks at never changes.
+            state: EC2's word for a state that the task was in; None: as it is.
+        """
         if self.image_ids and task.ami_id not in self.image_ids:
             return False
-        return all(
-            task.HasField(member) and pattern.fullmatch(getattr(task, member))  # type: ignore[arg-type]
-            for member, pattern in self.patterns
-        )
+        for member, pattern in self.patterns:
+            if member == _STATE and state is not None:
+                value = state
+            elif task.HasField(member):  # type: ignore[arg-type]
+                value = getattr(task, member)
+            else:
+                return False
+            if not pattern.fullmatch(value):
+                return False
+        return True
 
 
 # The filters EC2 has for this operation, and the member each looks at.
-_FILTERS: Final[Mapping[str, str]] = {"task-state": "ec2_store_task_state", "bucket": "bucket"}
+_STATE: Final = "ec2_store_task_state"
+_FILTERS: Final[Mapping[str, str]] = {"task-state": _STATE, "bucket": "bucket"}
 
 
 def describe_selection(image_ids: Sequence[str], filters: Sequence[pb.Filter]) -> Selection:
@@ -154,89 +162,3 @@ def fingerprint(*parts: object) -> str:
     """A short digest of a question, the same in every process."""
     text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"), default=list)
     return hashlib.blake2b(text.encode(), digest_size=9).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class PageToken:
-    """Where a listing over many targets goes on. Nothing of it is kept on the server.
-
-    Attributes:
-        question: Fingerprint of the request as sent.
-        after: The last listed task's place.
-        floor: Unix seconds; states older than this may not answer further pages.
-        targets: Account names to the Regions that have answered every page so far.
-    """
-
-    question: str
-    after: Order
-    floor: float
-    targets: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def encode(self) -> str:
-        """The token as sent: URL-safe text with a checksum."""
-        # Most accounts have the same Regions: say each list once.
-        by_regions: dict[tuple[str, ...], list[str]] = {}
-        for account, regions in self.targets.items():
-            by_regions.setdefault(tuple(sorted(regions)), []).append(account)
-        body = json.dumps(
-            [self.question, list(self.after), self.floor, [[a, list(r)] for r, a in by_regions.items()]],
-            separators=(",", ":"),
-        )
-        packed = zlib.compress(body.encode(), 6)
-        return base64.urlsafe_b64encode(_checksum(packed) + packed).decode().rstrip("=")
-
-    @classmethod
-    def decode(cls, text: str, question: str) -> "PageToken":
-        """Read a token back.
-
-        Raises:
-            InvalidRequest: It is damaged, or belongs to another question.
-        """
-        try:
-            token = cls._parse(text)
-        except (ValueError, TypeError, KeyError, zlib.error, binascii.Error, RecursionError):
-            raise InvalidRequest(
-                "next_token", "is damaged or not of this gateway", reason="PAGE_TOKEN_INVALID"
-            ) from None
-        if token.question != question:
-            raise InvalidRequest(
-                "next_token",
-                "belongs to another question: only max_results, max_age and forbid_stale may change",
-                reason="PAGE_TOKEN_INVALID",
-            )
-        return token
-
-    @classmethod
-    def _parse(cls, text: str) -> "PageToken":
-        if len(text) > MAX_TOKEN_CHARS:
-            raise ValueError
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        checksum, packed = raw[:8], raw[8:]
-        if _checksum(packed) != checksum:
-            raise ValueError
-        inflate = zlib.decompressobj()
-        body = inflate.decompress(packed, 16 * MAX_TOKEN_CHARS)
-        if inflate.unconsumed_tail or not inflate.eof:
-            raise ValueError
-        question, (missing, start, task_id), floor, groups = json.loads(body)
-        token = cls(
-            question=question,
-            after=(missing, start, task_id),
-            floor=floor,
-            targets={account: tuple(regions) for accounts, regions in groups for account in accounts},
-        )
-        well_formed = (
-            isinstance(question, str)
-            and type(missing) is int
-            and type(start) is int
-            and isinstance(task_id, str)
-            and type(floor) is float
-        )
-        if not well_formed:
-            raise ValueError
-        return token
-
-
-def _checksum(packed: bytes) -> bytes:
-    # Against damage, not against forgery: a page is authorised anew, whatever its token says.
-    return hashlib.blake2b(packed, digest_size=8, person=b"imagetasks").digest()

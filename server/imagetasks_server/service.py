@@ -5,25 +5,27 @@ import importlib.metadata
 import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.answers import Answers, Place
 from imagetasks_server.clock import Clock, timestamp
-from imagetasks_server.errors import InvalidRequest, Unimplemented
-from imagetasks_server.parts import Question
+from imagetasks_server.errors import InvalidRequest
+from imagetasks_server.parts import Question, seconds_before
 from imagetasks_server.selection import (
     MAX_RESULTS,
-    PageToken,
     Selection,
     describe_selection,
     fingerprint,
     selector_selection,
 )
 from imagetasks_server.targets import Target, Targets
+from imagetasks_server.tokens import PageToken, ResumeToken
 from imagetasks_server.tracked import Registry
+from imagetasks_server.waiting import Waiting
+from imagetasks_server.watching import Asked, Watching
 
 MAX_NAMES: Final = 2000
 NANOS: Final = 1_000_000_000
@@ -55,6 +57,8 @@ class Service:
         targets: Which accounts and Regions there are.
         registry: What is kept of each.
         answers: Answers questions over them.
+        watching: Answers watches.
+        waiting: Answers waits.
         clock: Unix seconds.
         default_max_age: Seconds an answer may be old where the request does not say.
         stale_for: Seconds for which the last good state may stand in.
@@ -62,17 +66,21 @@ class Service:
 
     def __init__(
         self,
+        *,
         targets: Targets,
         registry: Registry,
         answers: Answers,
+        watching: Watching,
+        waiting: Waiting,
         clock: Clock,
-        *,
         default_max_age: float,
         stale_for: float,
     ) -> None:
         self._targets = targets
         self._registry = registry
         self._answers = answers
+        self._watching = watching
+        self._waiting = waiting
         self._clock = clock
         self._default_max_age = default_max_age
         self._stale_for = stale_for
@@ -115,16 +123,23 @@ class Service:
     def watch_store_image_tasks(
         self, request: pb.WatchStoreImageTasksRequest, call: Call
     ) -> AsyncGenerator[pb.WatchStoreImageTasksResponse]:
-        """Not there yet."""
-        del request, call
-        _not_there_yet()
+        """A snapshot, then changes."""
+        del call
+        asked = _asked(request.selector)
+        token = ResumeToken.decode(request.resume_token, asked.fingerprint) if request.resume_token else None
+        return self._watching.watch(asked, token, require_resume=request.require_resume)
 
     async def wait_store_image_tasks(
         self, request: pb.WaitStoreImageTasksRequest, call: Call
     ) -> pb.WaitStoreImageTasksResponse:
-        """Not there yet."""
-        del request, call
-        _not_there_yet()
+        """The tasks, when all of them have ended."""
+        now = self._clock()
+        until = now + seconds_before(call.deadline, now)
+        if request.HasField("timeout"):
+            until = min(until, now + _seconds("timeout", request.timeout))
+        return await self._waiting.wait(
+            _asked(request.selector), until=until, wait_for_appearance=request.wait_for_appearance
+        )
 
     async def _stream(
         self, request: pb.StreamStoreImageTasksRequest, call: Call
@@ -174,6 +189,8 @@ class Service:
         )
         if view.read_time is not None:
             state.read_time.CopyFrom(timestamp(view.read_time))
+        if tracked.poller.interval is not None:
+            state.poll_interval.FromMicroseconds(round(tracked.poller.interval * 1_000_000))
         if tracked.reader.last_error is not None:
             state.last_error.CopyFrom(tracked.reader.last_error.at(target.account, target.region).status())
         return state
@@ -212,5 +229,13 @@ def _seconds(field: str, duration: Duration) -> float:
     return duration.seconds + duration.nanos / NANOS
 
 
-def _not_there_yet() -> NoReturn:
-    raise Unimplemented("NOT_IMPLEMENTED", "this version of the gateway does not have the method yet")
+def _asked(selector: pb.TaskSelector) -> Asked:
+    selection = selector_selection(selector)
+    _check_names(selector.accounts, selector.regions, "selector.")
+    print_ = fingerprint(
+        list(selector.image_ids),
+        [(each.name, list(each.values)) for each in selector.filters],
+        list(selector.accounts),
+        list(selector.regions),
+    )
+    return Asked(selection, selector.accounts, selector.regions, print_)

@@ -52,6 +52,15 @@ class Target:
         """What it shares with other names of the same account."""
         return TargetKey(self.partition, self.account_id, self.region)
 
+    def named(self, task: pb.StoreImageTaskResult) -> pb.StoreImageTaskResult:
+        """The task under the account's name as asked: two names may share a view."""
+        if task.account == self.account:
+            return task
+        copy = pb.StoreImageTaskResult()
+        copy.CopyFrom(task)
+        copy.account = self.account
+        return copy
+
     def message(self) -> pb.Target:
         """The target as in the contract."""
         return pb.Target(

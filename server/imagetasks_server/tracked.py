@@ -11,6 +11,7 @@ from typing import Final
 from imagetasks_server.budget import Budget
 from imagetasks_server.clock import Clock
 from imagetasks_server.lookups import Lookups
+from imagetasks_server.poller import Poller
 from imagetasks_server.reader import Reader
 from imagetasks_server.targets import Target, TargetKey
 from imagetasks_server.view import View
@@ -27,6 +28,18 @@ class Tracked:
     budget: Budget
     reader: Reader
     lookups: Lookups
+    poller: Poller
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody asks or follows."""
+        return self.reader.is_idle and self.lookups.is_idle and self.poller.is_idle
+
+    async def close(self) -> None:
+        """End what runs; whoever waits is told."""
+        await self.poller.close()
+        await self.reader.close()
+        await self.lookups.close()
 
 
 class Registry:
@@ -77,8 +90,7 @@ class Registry:
     async def close(self) -> None:
         """End all reads; whoever waits for one is told."""
         for tracked in self:
-            await tracked.reader.close()
-            await tracked.lookups.close()
+            await tracked.close()
 
     def _forget(self, now: float) -> None:
         tasks = sum(len(tracked.view) for tracked in self)
@@ -86,6 +98,6 @@ class Registry:
             unused = now - self._used[key] >= self._keep_unused_for
             if not unused and tasks <= self._keep_tasks:
                 break
-            if tracked.reader.is_idle and tracked.lookups.is_idle and self._used[key] < now:
+            if tracked.is_idle and self._used[key] < now:
                 tasks -= len(tracked.view)
                 del self._tracked[key], self._used[key]

@@ -21,11 +21,12 @@ messages by its own, so that the memory of old reads, which their messages share
 import bisect
 import itertools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.pace import Pace
 from imagetasks_server.selection import Order, Selection, order_of, started_at
 
 HISTORY_SECONDS: Final = 31 * 86400.0
@@ -75,6 +76,8 @@ class Entry:
         created: Revision at which it appeared.
         changed: Revision of its last change.
         transitions: Each revision at which its state changed, with the state before.
+        gaps: Each time it was removed and came back: the revisions of both.
+        pace: How it comes along; None once it has ended.
         listed_at: Start of the newest read that listed it.
         absent_since: Start of the first full read in a row that lacked it.
         removed: Why it is a tombstone; None while it lives.
@@ -86,10 +89,18 @@ class Entry:
     created: int
     changed: int
     transitions: list[tuple[int, str]] = field(default_factory=list)
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    pace: Pace | None = None
     listed_at: float = 0.0
     absent_since: float | None = None
     removed: "pb.TaskChange.RemovalReason.ValueType | None" = None
     removed_at: float = 0.0
+
+    def lived_at(self, revision: int) -> bool:
+        """Whether it was listed as of a revision."""
+        if self.created > revision or any(gone <= revision < back for gone, back in self.gaps):
+            return False
+        return self.removed is None or self.changed > revision
 
     def state_at(self, revision: int) -> str:
         """EC2's word for the task's state as it was at a revision not before `created`."""
@@ -109,6 +120,7 @@ class View:
         revision: Number of the newest change here; 0 before the first.
         floor: Changes up to this number may be incomplete: a tombstone was dropped. A place in the
             list before it cannot be continued.
+        listeners: Called after each step of a read; they may only take note.
         contradictions: How often EC2 changed a finished task, or listed one that head reads had to
             have seen.
         contradicted_at: Start of the newest read that did.
@@ -119,17 +131,21 @@ class View:
         revisions: Revisions,
         *,
         confirm_after: float = 5.0,
+        stalled_after: float = 1800.0,
         keep_tombstones: int = 4096,
         keep_tombstones_for: float = 600.0,
     ) -> None:
         self.read_time: float | None = None
         self.full_read_time: float | None = None
         self.revision = 0
-        self.floor = 0
+        # Of what a view of the same target knew before this one nothing is left.
+        self.floor = revisions.last
+        self.listeners: set[Callable[[], None]] = set()
         self.contradictions = 0
         self.contradicted_at: float | None = None
         self._revisions = revisions
         self._confirm_after = confirm_after
+        self._stalled_after = stalled_after
         self._keep_tombstones = keep_tombstones
         self._keep_tombstones_for = keep_tombstones_for
         # By task id, in order of the last change: a changed entry moves to the end.
@@ -191,6 +207,10 @@ class View:
         changes.reverse()
         return changes
 
+    def held_at(self, revision: int) -> list[Entry]:
+        """The tasks that were listed as of a revision not below `floor`."""
+        return [entry for entry in self._entries.values() if entry.lived_at(revision)]
+
     def apply(self, listing: Listing, tasks: Iterable[pb.StoreImageTaskResult]) -> list[Entry]:
         """Apply a page of a read. Returns its entries as EC2 listed them, each once in the whole read."""
         entries = []
@@ -200,6 +220,7 @@ class View:
             if task.task_id not in listing.listed:
                 listing.listed.add(task.task_id)
                 entries.append(entry)
+        self.publish()
         return entries
 
     def finish(self, listing: Listing) -> None:
@@ -209,29 +230,38 @@ class View:
             self._bury(listing.started)
             self.full_read_time = max(listing.started, self.full_read_time or listing.started)
         self.read_time = max(listing.started, self.read_time or listing.started)
+        self.publish()
+
+    def publish(self) -> None:
+        """Tell the listeners that something has changed, here or with the target."""
+        for listener in self.listeners:
+            listener()
 
     def _apply(self, task: pb.StoreImageTaskResult, listing: Listing) -> Entry:
         entry = self._entries.get(task.task_id)
-        if entry is None or entry.removed is not None:
+        if entry is None:
             return self._add(task, listing)
+        if entry.removed is not None:
+            self._revive(entry)
         entry.absent_since = None
         entry.listed_at = max(entry.listed_at, listing.started)
         kept = entry.task
-        if task == kept:
-            entry.task = task
-            return entry
         if kept.store_task_state in _ENDED:
+            if task == kept:
+                entry.task = task
+                return entry
             self._contradict(listing)
             if task.store_task_state not in _ENDED:
                 return entry
         newer = _never_back(kept, task)
-        if newer != kept:
+        self._keep_pace(entry, newer, listing)
+        if newer == kept:
+            entry.task = newer
+        else:
             self._change(entry, newer)
         return entry
 
     def _add(self, task: pb.StoreImageTaskResult, listing: Listing) -> Entry:
-        if self._entries.pop(task.task_id, None) is not None:
-            self._tombstones -= 1
         self.revision = self._revisions.take()
         entry = Entry(
             task=task,
@@ -240,6 +270,7 @@ class View:
             changed=self.revision,
             listed_at=listing.started,
         )
+        self._keep_pace(entry, task, listing)
         if self.read_time is not None and entry.order > started_at(self.read_time - LATE_SECONDS):
             self._contradict(listing)
         self._entries[task.task_id] = entry
@@ -247,6 +278,29 @@ class View:
             self._unfinished[task.task_id] = entry
         self._listed = self._newest = None
         return entry
+
+    def _revive(self, entry: Entry) -> None:
+        gone = entry.changed
+        self._touch(entry)
+        entry.gaps.append((gone, entry.changed))
+        entry.removed = None
+        self._tombstones -= 1
+        if entry.task.store_task_state not in _ENDED:
+            self._unfinished[entry.task.task_id] = entry
+        self._listed = self._newest = None
+
+    def _keep_pace(self, entry: Entry, task: pb.StoreImageTaskResult, listing: Listing) -> None:
+        """Put the task's pace on its message, which nobody has seen yet."""
+        if task.store_task_state in _ENDED or not task.HasField("progress_percentage"):
+            entry.pace = None
+            return
+        entry.pace = entry.pace or Pace()
+        rose = entry.pace.see(task.progress_percentage, listing.started)
+        stalls = entry.pace.stall(listing.started, self._stalled_after)
+        if rose or stalls or not entry.task.HasField("pace"):
+            task.pace.CopyFrom(entry.pace.message())
+        else:
+            task.pace.CopyFrom(entry.task.pace)
 
     def _contradict(self, listing: Listing) -> None:
         self.contradictions += 1

@@ -220,7 +220,7 @@ async def serving(
         registry, boundary = gateway.registry, gateway.boundary
         stack.push_async_callback(gateway.close)
         server, address, health = await main._listen(configured, gateway)
-        stack.push_async_callback(main._drain, server, health, boundary, 5.0)
+        stack.push_async_callback(main._drain, server, health, gateway, 5.0)
         await main._set_health(health, main.SERVING)
         options = [("grpc.use_local_subchannel_pool", 1), *channel_options]
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))

@@ -14,7 +14,7 @@ from gateway_stage import PATIENCE, Failure, Gateway, failure, seconds
 from google.protobuf.duration_pb2 import Duration
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server.selection import PageToken
+from imagetasks_server.tokens import PageToken
 
 A_FILTER = pb.Filter(name="bucket", values=["archive"])
 

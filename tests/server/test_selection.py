@@ -11,12 +11,8 @@ from hypothesis import strategies as st
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.errors import InvalidRequest
-from imagetasks_server.selection import (
-    PageToken,
-    describe_selection,
-    order_of,
-    selector_selection,
-)
+from imagetasks_server.selection import describe_selection, order_of, selector_selection
+from imagetasks_server.tokens import PageToken
 
 IDS = st.integers(0, 2**32 - 1).map(lambda n: f"ami-{n:08x}")
 SMALL = st.text(alphabet="ab*?\\.\n", max_size=8)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual import VirtualClock, run
 
+from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.budget import Allowance, Budget
 from imagetasks_server.refresh import Refresher
 from imagetasks_server.upstream import Query, Upstream
@@ -58,7 +59,15 @@ class Observer:
         return self.ec2.calls[before:]
 
     def shown(self) -> dict[str, Any]:
-        return {entry.task.bucket: entry.task for entry in self.view.listed()}
+        return {entry.task.bucket: _as_sent(entry.task) for entry in self.view.listed()}
+
+
+def _as_sent(task: pb.StoreImageTaskResult) -> pb.StoreImageTaskResult:
+    """Without its pace, which tells when it was seen and by whom."""
+    sent = pb.StoreImageTaskResult()
+    sent.CopyFrom(task)
+    sent.ClearField("pace")
+    return sent
 
 
 def listed_buckets(ec2: FakeEc2) -> set[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.budget import Allowance, Budget
 from imagetasks_server.lookups import Lookups
 from imagetasks_server.parts import Part, Question, progress
+from imagetasks_server.poller import Poller, Rhythm
 from imagetasks_server.reader import Ear, Reader
 from imagetasks_server.selection import Selection
 from imagetasks_server.tracked import Tracked
@@ -55,7 +57,8 @@ def tracked_over(ec2: FakeEc2, clock: VirtualClock, allowance: Allowance = PLENT
     budget = Budget(allowance, clock)
     upstream = Upstream(slow, budget, clock, timeout=60, remember_refusals_for=30)
     reader = Reader(view, upstream, clock, full_read_every=600, distrust_for=1800, timeout=300)
-    return Tracked(view, budget, reader, Lookups(view, upstream, clock))
+    poller = Poller(reader, clock, Rhythm(), random.Random(0))
+    return Tracked(view, budget, reader, Lookups(view, upstream, clock), poller)
 
 
 def asked(not_before: float, deadline: float, *, forbid_stale: bool = False) -> Question:

@@ -164,8 +164,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_ALL_TARGETS_FAILED: _ErrorReason.ValueType  # 11
     """UNAVAILABLE: several targets were asked, all failed, with different codes."""
-    ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 12
-    """UNIMPLEMENTED: this version of the gateway does not have the method."""
+    ERROR_REASON_RESUME_TOKEN_INVALID: _ErrorReason.ValueType  # 12
+    """INVALID_ARGUMENT: resume_token is damaged, or of a watch with another selector."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 13
     """INTERNAL: a fault of the gateway; its log has the cause."""
     ERROR_REASON_DEADLINE: _ErrorReason.ValueType  # 14
@@ -250,8 +250,8 @@ or was not part of it, and is left out to its end.
 """
 ERROR_REASON_ALL_TARGETS_FAILED: ErrorReason.ValueType  # 11
 """UNAVAILABLE: several targets were asked, all failed, with different codes."""
-ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 12
-"""UNIMPLEMENTED: this version of the gateway does not have the method."""
+ERROR_REASON_RESUME_TOKEN_INVALID: ErrorReason.ValueType  # 12
+"""INVALID_ARGUMENT: resume_token is damaged, or of a watch with another selector."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 13
 """INTERNAL: a fault of the gateway; its log has the cause."""
 ERROR_REASON_DEADLINE: ErrorReason.ValueType  # 14
@@ -326,6 +326,7 @@ class StoreImageTaskResult(_message.Message):
     ACCOUNT_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    PACE_FIELD_NUMBER: _builtins.int
     ami_id: _builtins.str
     """EC2's AmiId: the AMI that is being stored, as "ami-1234567890abcdef0"."""
     bucket: _builtins.str
@@ -357,6 +358,12 @@ class StoreImageTaskResult(_message.Message):
     def task_start_time(self) -> _timestamp_pb2.Timestamp:
         """EC2's TaskStartTime, in UTC. EC2 sends milliseconds."""
 
+    @_builtins.property
+    def pace(self) -> Global___TaskPace:
+        """How a task in progress comes along, as the gateway has observed it. Absent for
+        a task that has ended, and without a percentage.
+        """
+
     def __init__(
         self,
         *,
@@ -372,10 +379,11 @@ class StoreImageTaskResult(_message.Message):
         account: _builtins.str = ...,
         account_id: _builtins.str = ...,
         region: _builtins.str = ...,
+        pace: Global___TaskPace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ami_id", b"_ami_id", "_bucket", b"_bucket", "_ec2_store_task_state", b"_ec2_store_task_state", "_progress_percentage", b"_progress_percentage", "_s3_object_key", b"_s3_object_key", "_store_task_failure_reason", b"_store_task_failure_reason", "ami_id", b"ami_id", "bucket", b"bucket", "ec2_store_task_state", b"ec2_store_task_state", "progress_percentage", b"progress_percentage", "s3_object_key", b"s3_object_key", "store_task_failure_reason", b"store_task_failure_reason", "task_start_time", b"task_start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ami_id", b"_ami_id", "_bucket", b"_bucket", "_ec2_store_task_state", b"_ec2_store_task_state", "_progress_percentage", b"_progress_percentage", "_s3_object_key", b"_s3_object_key", "_store_task_failure_reason", b"_store_task_failure_reason", "ami_id", b"ami_id", "bucket", b"bucket", "ec2_store_task_state", b"ec2_store_task_state", "pace", b"pace", "progress_percentage", b"progress_percentage", "s3_object_key", b"s3_object_key", "store_task_failure_reason", b"store_task_failure_reason", "task_start_time", b"task_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ami_id", b"_ami_id", "_bucket", b"_bucket", "_ec2_store_task_state", b"_ec2_store_task_state", "_progress_percentage", b"_progress_percentage", "_s3_object_key", b"_s3_object_key", "_store_task_failure_reason", b"_store_task_failure_reason", "account", b"account", "account_id", b"account_id", "ami_id", b"ami_id", "bucket", b"bucket", "ec2_store_task_state", b"ec2_store_task_state", "progress_percentage", b"progress_percentage", "region", b"region", "s3_object_key", b"s3_object_key", "store_task_failure_reason", b"store_task_failure_reason", "store_task_state", b"store_task_state", "task_id", b"task_id", "task_start_time", b"task_start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ami_id", b"_ami_id", "_bucket", b"_bucket", "_ec2_store_task_state", b"_ec2_store_task_state", "_progress_percentage", b"_progress_percentage", "_s3_object_key", b"_s3_object_key", "_store_task_failure_reason", b"_store_task_failure_reason", "account", b"account", "account_id", b"account_id", "ami_id", b"ami_id", "bucket", b"bucket", "ec2_store_task_state", b"ec2_store_task_state", "pace", b"pace", "progress_percentage", b"progress_percentage", "region", b"region", "s3_object_key", b"s3_object_key", "store_task_failure_reason", b"store_task_failure_reason", "store_task_state", b"store_task_state", "task_id", b"task_id", "task_start_time", b"task_start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ami_id: _TypeAlias = _typing.Literal["ami_id"]  # noqa: Y015
     _WhichOneofArgType__ami_id: _TypeAlias = _typing.Literal["_ami_id", b"_ami_id"]  # noqa: Y015
@@ -403,6 +411,52 @@ class StoreImageTaskResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__store_task_failure_reason) -> _WhichOneofReturnType__store_task_failure_reason | None: ...
 
 Global___StoreImageTaskResult: _TypeAlias = StoreImageTaskResult  # noqa: Y015
+
+@_typing.final
+class TaskPace(_message.Message):
+    """How a task in progress comes along. Estimated from the percentages that the
+    gateway saw; computed anew only when the percentage or the state changes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_PROGRESS_TIME_FIELD_NUMBER: _builtins.int
+    PERCENT_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ESTIMATED_COMPLETION_TIME_FIELD_NUMBER: _builtins.int
+    STALLED_FIELD_NUMBER: _builtins.int
+    percent_per_second: _builtins.float
+    """Percent per second. Absent until the percentage has risen."""
+    stalled: _builtins.bool
+    """True: the percentage has not risen for a long time (30 minutes unless
+    configured).
+    """
+    @_builtins.property
+    def last_progress_time(self) -> _timestamp_pb2.Timestamp:
+        """When the gateway last saw the percentage rise, or first saw the task."""
+
+    @_builtins.property
+    def estimated_completion_time(self) -> _timestamp_pb2.Timestamp:
+        """When the task will have completed, if it goes on like this. Absent until the
+        percentage has risen, and while the task is stalled.
+        """
+
+    def __init__(
+        self,
+        *,
+        last_progress_time: _timestamp_pb2.Timestamp | None = ...,
+        percent_per_second: _builtins.float | None = ...,
+        estimated_completion_time: _timestamp_pb2.Timestamp | None = ...,
+        stalled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_percent_per_second", b"_percent_per_second", "estimated_completion_time", b"estimated_completion_time", "last_progress_time", b"last_progress_time", "percent_per_second", b"percent_per_second"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_percent_per_second", b"_percent_per_second", "estimated_completion_time", b"estimated_completion_time", "last_progress_time", b"last_progress_time", "percent_per_second", b"percent_per_second", "stalled", b"stalled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__percent_per_second: _TypeAlias = _typing.Literal["percent_per_second"]  # noqa: Y015
+    _WhichOneofArgType__percent_per_second: _TypeAlias = _typing.Literal["_percent_per_second", b"_percent_per_second"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__percent_per_second) -> _WhichOneofReturnType__percent_per_second | None: ...
+
+Global___TaskPace: _TypeAlias = TaskPace  # noqa: Y015
 
 @_typing.final
 class Target(_message.Message):
@@ -494,7 +548,8 @@ class TargetOutcome(_message.Message):
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """Absent when the target answered as asked. Otherwise why not, with ErrorInfo
-        among the details; with source STALE its tasks are in the answer all the same.
+        among the details; with source STALE its tasks are in the answer all the same,
+        and with source LIVE (in a stream) it failed after some of its pages were sent.
         """
 
     @_builtins.property
@@ -955,7 +1010,8 @@ class WatchStoreImageTasksResponse(_message.Message):
     @_typing.final
     class SnapshotComplete(_message.Message):
         """The snapshot of these targets has been sent in full; later changes of them
-        are news. Each target comes once after the start and once after each reset
+        are news. Ends the group that their tasks came in, whose messages are all
+        `continued`. Each target comes once after the start and once after each reset
         that names it. A target that hangs delays no other.
         """
 
@@ -1107,7 +1163,7 @@ class WatchStoreImageTasksResponse(_message.Message):
     CLOSING_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """Continue a later watch behind this message. Present on the last message of a
-    group, on heartbeats and on closing. Opaque.
+    group, which snapshot_complete may be, on heartbeats and on closing. Opaque.
     """
     @_builtins.property
     def started(self) -> Global___WatchStoreImageTasksResponse.Started:
@@ -1337,7 +1393,7 @@ class WaitStoreImageTasksResponse(_message.Message):
     """Why not, where done is false."""
     @_builtins.property
     def store_image_task_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreImageTaskResult]:
-        """The selected tasks as last seen, newest first."""
+        """The selected tasks as last seen, newest first; the newest 1,000 of them."""
 
     @_builtins.property
     def target_outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetOutcome]:

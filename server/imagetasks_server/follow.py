@@ -1,0 +1,208 @@
+"""A follower's place in the revisions of its views.
+
+A subscription is a selection and a revision. What it must be sent is whatever changed after it, in all
+of its views, gathered at one moment into one group: catching up, resuming and conflating are the same
+step, and nobody has a queue. What the follower held at its revision is computed from each changed
+entry's own history.
+"""
+
+import asyncio
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.errors import Error
+from imagetasks_server.selection import Selection
+from imagetasks_server.targets import Target
+from imagetasks_server.tracked import Tracked
+from imagetasks_server.view import Entry, Revisions
+
+_ADDED: Final = pb.TaskChange.TYPE_ADDED
+_MODIFIED: Final = pb.TaskChange.TYPE_MODIFIED
+_REMOVED: Final = pb.TaskChange.TYPE_REMOVED
+_NO_MATCH: Final = pb.TaskChange.REMOVAL_REASON_NO_MATCH
+_ACCESS_ENDED: Final = pb.TaskChange.REMOVAL_REASON_ACCESS_ENDED
+_NOT_REMOVED: Final = pb.TaskChange.REMOVAL_REASON_UNSPECIFIED
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One task's change, as a follower sees it."""
+
+    type: "pb.TaskChange.Type.ValueType"
+    task: pb.StoreImageTaskResult
+    reason: "pb.TaskChange.RemovalReason.ValueType" = _NOT_REMOVED
+
+
+@dataclass(slots=True)
+class Group:
+    """All that a follower must be told, as of one moment.
+
+    Attributes:
+        reset: Targets to forget first.
+        changes: Oldest first.
+        covered: Targets whose snapshots are complete with these changes.
+        statuses: Targets that became stale, with the error, or recovered.
+    """
+
+    reset: list[Target] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    covered: list[Target] = field(default_factory=list)
+    statuses: list[tuple["Followed", Error | None]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.reset or self.changes or self.covered or self.statuses)
+
+
+@dataclass(slots=True, eq=False)
+class Followed:
+    """One target of a subscription.
+
+    Attributes:
+        target: Under the name it was asked by.
+        tracked: What is kept of it.
+        covered: Its snapshot has been gathered.
+        told: The error the follower knows of.
+    """
+
+    target: Target
+    tracked: Tracked
+    covered: bool = False
+    told: Error | None = None
+
+
+class Subscription:
+    """A selection, followed over its targets from one revision on. Must be closed.
+
+    Args:
+        selection: Which tasks.
+        revisions: The process's counter.
+        not_before: Unix seconds; a snapshot is of a state read then or later, or of the last good one
+            of a target that cannot be read.
+        revision: Where to go on; 0 begins with snapshots.
+    """
+
+    def __init__(
+        self, selection: Selection, revisions: Revisions, *, not_before: float, revision: int = 0
+    ) -> None:
+        self.revision = revision
+        self._selection = selection
+        self._revisions = revisions
+        self._not_before = not_before
+        self._followed: dict[Target, tuple[Followed, functools.partial[None]]] = {}
+        # Whose view has moved since the last gathering.
+        self._moved: dict[Followed, None] = {}
+        self._wake = asyncio.Event()
+
+    @property
+    def followed(self) -> list[Followed]:
+        """All targets, in no order."""
+        return [followed for followed, _ in self._followed.values()]
+
+    def follow(self, target: Target, tracked: Tracked, *, covered: bool = False) -> None:
+        """Follow one more target; `covered` if the follower holds its tasks as of `revision`."""
+        followed = Followed(target, tracked, covered)
+        listener = functools.partial(self._note, followed)
+        self._followed[target] = (followed, listener)
+        tracked.view.listeners.add(listener)
+        tracked.poller.follow(self._not_before)
+        self._note(followed)
+
+    def unfollow(self, target: Target) -> list[Change]:
+        """Follow it no longer; what the follower loses."""
+        followed, listener = self._followed.pop(target)
+        followed.tracked.view.listeners.discard(listener)
+        followed.tracked.poller.unfollow()
+        self._moved.pop(followed, None)
+        if not followed.covered:
+            return []
+        held = followed.tracked.view.held_at(self.revision)
+        return [
+            self._change(followed, _REMOVED, entry, _ACCESS_ENDED)
+            for entry in held
+            if self._selection.matches(entry.task, state=entry.state_at(self.revision))
+        ]
+
+    def close(self) -> None:
+        """Leave every view."""
+        for followed, listener in self._followed.values():
+            followed.tracked.view.listeners.discard(listener)
+            followed.tracked.poller.unfollow()
+        self._followed.clear()
+        self._moved.clear()
+
+    def wake(self) -> None:
+        """Let `moved` return."""
+        self._wake.set()
+
+    async def moved(self, seconds: float) -> bool:
+        """Wait until something may have changed; False when the time is over."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        self._wake.clear()
+        return True
+
+    def gather(self) -> Group:
+        """Everything the follower does not know yet, as of now; it then counts as known."""
+        group = Group()
+        changes: list[tuple[int, Change]] = []
+        moved, self._moved = self._moved, {}
+        for followed in moved:
+            view = followed.tracked.view
+            if followed.covered and self.revision < view.floor:
+                followed.covered = False
+                group.reset.append(followed.target)
+            if followed.covered:
+                changes.extend(self._news(followed))
+            elif self._can_cover(followed):
+                followed.covered = True
+                group.covered.append(followed.target)
+                changes.extend(
+                    (entry.changed, self._change(followed, _ADDED, entry))
+                    for entry in view.selected(self._selection)
+                )
+            error = followed.tracked.reader.last_error
+            if (error and error.reason) != (followed.told and followed.told.reason):
+                followed.told = error
+                group.statuses.append((followed, error))
+        changes.sort(key=lambda change: change[0])
+        group.changes = [change for _, change in changes]
+        self.revision = self._revisions.last
+        return group
+
+    def _note(self, followed: Followed) -> None:
+        self._moved[followed] = None
+        self._wake.set()
+
+    def _can_cover(self, followed: Followed) -> bool:
+        read_time = followed.tracked.view.read_time
+        if read_time is None:
+            return False
+        return read_time >= self._not_before or followed.tracked.reader.last_error is not None
+
+    def _news(self, followed: Followed) -> Iterable[tuple[int, Change]]:
+        for entry in followed.tracked.view.changed_after(self.revision):
+            held = entry.lived_at(self.revision) and self._selection.matches(
+                entry.task, state=entry.state_at(self.revision)
+            )
+            if entry.removed is not None:
+                if held:
+                    yield entry.changed, self._change(followed, _REMOVED, entry, entry.removed)
+            elif self._selection.matches(entry.task):
+                yield entry.changed, self._change(followed, _MODIFIED if held else _ADDED, entry)
+            elif held:
+                yield entry.changed, self._change(followed, _REMOVED, entry, _NO_MATCH)
+
+    def _change(
+        self,
+        followed: Followed,
+        kind: "pb.TaskChange.Type.ValueType",
+        entry: Entry,
+        reason: "pb.TaskChange.RemovalReason.ValueType" = _NOT_REMOVED,
+    ) -> Change:
+        return Change(kind, followed.target.named(entry.task), reason)

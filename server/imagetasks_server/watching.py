@@ -1,0 +1,224 @@
+"""WatchStoreImageTasks: what a subscription's groups are on the wire, heartbeats, resuming, the end.
+
+A watch's targets are resolved anew with every heartbeat: an account or Region that came is followed
+with a snapshot of its own, one that went is taken back task by task.
+"""
+
+import uuid
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.clock import Clock, timestamp
+from imagetasks_server.errors import Error, OutOfRange
+from imagetasks_server.follow import Change, Group, Subscription
+from imagetasks_server.followers import Followers
+from imagetasks_server.poller import Rhythm
+from imagetasks_server.selection import Selection
+from imagetasks_server.targets import Resolution, Target, Targets
+from imagetasks_server.tokens import ResumeToken, digest_of
+
+MAX_MESSAGE_BYTES: Final = 256 * 1024
+
+Response = pb.WatchStoreImageTasksResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller follows.
+
+    Attributes:
+        selection: Which tasks.
+        accounts: Of which accounts; empty: all.
+        regions: In which Regions; empty: all.
+        fingerprint: Of all this.
+    """
+
+    selection: Selection
+    accounts: Sequence[str]
+    regions: Sequence[str]
+    fingerprint: str
+
+
+class Watching:
+    """Answers watches.
+
+    Args:
+        followers: Everybody who follows.
+        targets: Which targets there are.
+        clock: Unix seconds.
+        rhythm: How often followed targets are read.
+        heartbeat: Seconds after which a caller who is caught up hears so again.
+    """
+
+    def __init__(
+        self, followers: Followers, targets: Targets, clock: Clock, *, rhythm: Rhythm, heartbeat: float
+    ) -> None:
+        self._followers = followers
+        self._targets = targets
+        self._clock = clock
+        self._rhythm = rhythm
+        self._heartbeat = heartbeat
+        # Revisions of another process mean nothing here.
+        self._epoch = uuid.uuid4().hex[:12]
+
+    async def watch(
+        self, asked: Asked, token: ResumeToken | None, *, require_resume: bool
+    ) -> AsyncGenerator[Response]:
+        """A snapshot, then changes, until the caller leaves or the process stops.
+
+        Raises:
+            Error: The targets cannot be resolved, or the token cannot be continued and must be.
+        """
+        resolution = await self._targets.resolve(asked.accounts, asked.regions)
+        covered = self._covered(token, resolution)
+        if covered is None and token is not None and require_resume:
+            raise OutOfRange("RESUME_TOKEN_EXPIRED", "the resume_token cannot be continued here")
+        yield self._started(resolution, resumed=covered is not None)
+        with self._followers.subscription(
+            asked.selection,
+            resolution.targets,
+            not_before=self._clock() - self._rhythm.busy,
+            revision=token.revision if token is not None and covered is not None else 0,
+            covered=covered or (),
+        ) as subscription:
+            line = _Line(self._epoch, asked.fingerprint, subscription)
+            if token is not None and (covered is None or token.uncovered):
+                # All, or what the caller holds a part of.
+                yield line.reset(() if covered is None else line.uncovered())
+            for message in line.failures(resolution):
+                yield message
+            heard_at = self._clock()
+            while not self._followers.draining:
+                messages = list(line.messages(subscription.gather()))
+                if not messages and not await subscription.moved(heard_at + self._heartbeat - self._clock()):
+                    resolution = await self._targets.resolve(asked.accounts, asked.regions)
+                    lost = line.retarget(resolution, self._followers)
+                    messages = [*line.failures(resolution), *line.messages(lost), line.heartbeat()]
+                for message in messages:
+                    yield message
+                    heard_at = self._clock()
+            yield line.closing(Response.Closing.REASON_DRAINING)
+
+    def _covered(self, token: ResumeToken | None, resolution: Resolution) -> list[Target] | None:
+        """The targets that the caller holds as of the token; None if the token means nothing here."""
+        if token is None or token.epoch != self._epoch or token.revision > self._followers.revision:
+            return None
+        if token.targets != digest_of(resolution.targets):
+            return None
+        uncovered = set(token.uncovered)
+        return [each for each in resolution.targets if (each.account, each.region) not in uncovered]
+
+    def _started(self, resolution: Resolution, *, resumed: bool) -> Response:
+        return Response(
+            started=Response.Started(
+                resumed=resumed,
+                heartbeat_interval=_duration(self._heartbeat),
+                poll_interval=_duration(self._rhythm.busy),
+                idle_poll_interval=_duration(self._rhythm.idle),
+                targets=[target.message() for target in resolution.targets],
+            )
+        )
+
+
+class _Line:
+    """One watch's messages."""
+
+    def __init__(self, epoch: str, fingerprint: str, subscription: Subscription) -> None:
+        self._epoch = epoch
+        self._fingerprint = fingerprint
+        self._subscription = subscription
+        self._digest = digest_of(each.target for each in subscription.followed)
+        self._failed: list[Target] = []
+
+    def uncovered(self) -> list[Target]:
+        return sorted(each.target for each in self._subscription.followed if not each.covered)
+
+    def messages(self, group: Group) -> Iterator[Response]:
+        """A group: forget first, then the changes, then what is covered with them, then who is stale."""
+        if group.reset:
+            yield self.reset(group.reset)
+        token = self._token()
+        more: Response | None = None
+        for changes in _batches(group.changes):
+            if more is not None:
+                yield more
+            more = Response(changes=Response.Changes(changes=changes, continued=True))
+        if group.covered:
+            if more is not None:
+                yield more
+            covered = [target.message() for target in sorted(group.covered)]
+            yield Response(snapshot_complete=Response.SnapshotComplete(targets=covered), resume_token=token)
+        elif more is not None:
+            more.changes.continued = False
+            more.resume_token = token
+            yield more
+        for followed, error in group.statuses:
+            yield _status(followed.target, error, followed.tracked.view.read_time)
+
+    def retarget(self, resolution: Resolution, followers: Followers) -> Group:
+        """Follow what came, take back what went."""
+        subscription = self._subscription
+        before = {each.target for each in subscription.followed}
+        # A discovery that failed takes nothing away.
+        failed = {target.account for target, _ in resolution.failed}
+        wanted = set(resolution.targets) | {target for target in before if target.account in failed}
+        for target in wanted - before:
+            subscription.follow(target, followers.registry.of(target))
+        if wanted != before:
+            self._digest = digest_of(wanted)
+        return Group(changes=[c for target in sorted(before - wanted) for c in subscription.unfollow(target)])
+
+    def failures(self, resolution: Resolution) -> list[Response]:
+        """Whole accounts that cannot be followed, when there is news of them."""
+        if [target for target, _ in resolution.failed] == self._failed:
+            return []
+        self._failed = [target for target, _ in resolution.failed]
+        return [_status(target, error, None) for target, error in resolution.failed]
+
+    def reset(self, targets: Iterable[Target]) -> Response:
+        return Response(reset=Response.Reset(targets=[target.message() for target in targets]))
+
+    def heartbeat(self) -> Response:
+        return Response(heartbeat=Response.Heartbeat(), resume_token=self._token())
+
+    def closing(self, reason: "Response.Closing.Reason.ValueType") -> Response:
+        return Response(closing=Response.Closing(reason=reason), resume_token=self._token())
+
+    def _token(self) -> str:
+        uncovered = tuple((target.account, target.region) for target in self.uncovered())
+        revision = self._subscription.revision
+        return ResumeToken(self._fingerprint, self._epoch, revision, self._digest, uncovered).encode()
+
+
+def _batches(changes: Sequence[Change]) -> Iterator[list[pb.TaskChange]]:
+    """In messages that stay below the limit, each of at least one change."""
+    batch: list[pb.TaskChange] = []
+    size = 0
+    for change in changes:
+        bytes_ = change.task.ByteSize() + 16
+        if batch and size + bytes_ > MAX_MESSAGE_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(pb.TaskChange(type=change.type, removal_reason=change.reason, task=change.task))
+        size += bytes_
+    if batch:
+        yield batch
+
+
+def _status(target: Target, error: Error | None, read_time: float | None) -> Response:
+    status = Response.TargetStatus(target=target.message())
+    if error is not None:
+        status.status.CopyFrom(error.at(target.account, target.region).status())
+    if read_time is not None:
+        status.read_time.CopyFrom(timestamp(read_time))
+    return Response(target_status=status)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromMicroseconds(round(seconds * 1_000_000))
+    return duration
