@@ -6,6 +6,7 @@ Botocore is handed slim models (`aws_models`) and a parser of ours (`aws_parser`
 
 import functools
 import json
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,7 @@ class AwsSessions:
             # All that this would change is said here.
             "defaults_mode": "legacy",
         }
+        logging.getLogger("aiobotocore.credentials").addFilter(_is_news)
         # Accounts are opened on threads.
         self._lock = threading.Lock()
         self._sources: dict[Access, _Source] = {}
@@ -148,6 +150,11 @@ class _Source:
         self.users -= 1
         if self.users == 0:
             await self._session.close()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not a refresh that had to succeed: that one is raised too, and told in our own words."""
+    return "mandatory" not in record.getMessage()
 
 
 async def _search(core: Any) -> Any:

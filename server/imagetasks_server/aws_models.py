@@ -3,6 +3,7 @@
 As they come, a client builds a class with a method for each of EC2's 700 operations.
 """
 
+import contextlib
 from datetime import datetime
 from typing import Any, Final
 
@@ -64,9 +65,12 @@ def _slim(model: dict[str, Any], operations: tuple[str, ...]) -> dict[str, Any]:
     return {**model, "operations": kept, "shapes": shapes}
 
 
-def parse_time(text: str) -> datetime:
-    """A timestamp of AWS, by the standard library where that can; dateutil takes twenty times as long."""
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return parse_timestamp(text)  # type: ignore[no-any-return]
+def parse_time(value: str | float) -> datetime:
+    """A timestamp of AWS, by the standard library where that can; dateutil takes twenty times as long.
+
+    JSON services send seconds.
+    """
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(value)
+    return parse_timestamp(value)  # type: ignore[no-any-return]

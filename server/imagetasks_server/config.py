@@ -7,6 +7,7 @@ gateway uses the ambient AWS credentials, all enabled Regions, and listens on 12
 
 import ipaddress
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -200,11 +202,22 @@ def load(path: str | None, **overrides: object) -> Settings:
         values = Sources(**{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8") from None
+    except SettingsError as error:
+        raise ConfigError(_of_a_variable(error)) from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
         raise ConfigError("\n".join(_sentence(dict(each)) for each in error.errors())) from None
     return values
+
+
+def _of_a_variable(error: SettingsError) -> str:
+    """A variable that stands for a whole table or list; the text of the error is all that names it."""
+    named = re.search(r'field "(\w+)"', str(error))
+    key = named[1] if named else "environment"
+    return f"{key}: IMAGETASKS_{key.upper()} is not JSON"
 
 
 def _sentence(fault: dict[str, object]) -> str:

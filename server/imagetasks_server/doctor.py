@@ -100,7 +100,9 @@ async def examine(
         calls[event_name.removeprefix("before-send.").replace(".", ":")] += 1
 
     async with contextlib.AsyncExitStack() as stack:
-        builders = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="clients"))
+        builders = ThreadPoolExecutor(1, thread_name_prefix="clients")
+        # Nothing is being built by then, so nothing needs to be waited for.
+        stack.callback(builders.shutdown, wait=False)
         aws = Aws(settings, builders, {"before-send": sent})
         doctor = _Doctor(aws, stack, ask_quotas=ask_quotas)
         known = await doctor.find_accounts(settings)

@@ -12,7 +12,8 @@ from canned.world import World
 
 
 async def _serve(host: str, port: int, page_size: int) -> None:
-    runner = web.AppRunner(application(World(), page_size), access_log=None)
+    # A caller who has left is not answered: an answer that hangs would stay for ever.
+    runner = web.AppRunner(application(World(), page_size), access_log=None, handler_cancellation=True)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from canned.faults import FAULTS_PATH
+from canned.throttle import CALLS_PATH, LIMITS_PATH, Call
 from canned.world import WORLD_PATH
 
 STOP_SECONDS = 10.0
@@ -28,12 +30,36 @@ class Canned:
 
     def post(self, *targets: Mapping[str, Any]) -> None:
         """Replaces these targets of its world; see `canned.world`."""
-        body = json.dumps({"targets": targets}).encode()
+        self._ask("POST", WORLD_PATH, {"targets": targets})
+
+    def fail(self, *faults: Mapping[str, Any]) -> None:
+        """Adds these faults; see `canned.faults`."""
+        self._ask("POST", FAULTS_PATH, {"faults": faults})
+
+    def recover(self) -> None:
+        """Takes all faults away."""
+        self._ask("DELETE", FAULTS_PATH)
+
+    def limit(self, **limits: float) -> None:
+        """From now on it throttles, and forgets its calls so far; see `canned.throttle`. None: no more."""
+        self._ask("POST", LIMITS_PATH, limits)
+
+    def calls(self) -> dict[tuple[str, str], list[Call]]:
+        """Every DescribeStoreImageTasks since the limits were set, by account id and Region."""
+        told = json.loads(self._ask("GET", CALLS_PATH))
+        return {
+            (each["account"], each["region"]): [Call(*call) for call in each["calls"]]
+            for each in told["targets"]
+        }
+
+    def _ask(self, method: str, path: str, body: object = None) -> bytes:
+        data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            f"{self.endpoint}{WORLD_PATH}", body, {"Content-Type": "application/json"}
+            f"{self.endpoint}{path}", data, {"Content-Type": "application/json"}, method=method
         )
-        with urllib.request.urlopen(request):
-            pass
+        with urllib.request.urlopen(request) as answer:
+            read: bytes = answer.read()
+            return read
 
     def environment(self, account: str) -> dict[str, str]:
         """What makes an AWS program use it as this account; nothing of ours is in it."""

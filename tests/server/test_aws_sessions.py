@@ -177,6 +177,18 @@ async def test_without_any_credentials_it_says_so(
     assert not aws.requests
 
 
+async def test_a_role_that_may_not_be_assumed_is_told_once_in_our_own_words(
+    aws: ScriptedAws, opener: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    aws.refuse("AssumeRole", "AccessDenied", status=403)
+    error = await refused((await opener(aws, role_arn=ROLE)).identity())
+    assert (error.reason, error.message) == (
+        "AWS_UNAUTHORIZED_OPERATION",
+        "AWS says AccessDenied (AssumeRole)",
+    )
+    assert not caplog.records
+
+
 # Expiry.
 
 

@@ -1,0 +1,210 @@
+"""Settings: what is wrong with them is said once, by key; file, environment and command line."""
+
+import ast
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagetasks_server import config, main
+from imagetasks_server.config import ConfigError, Settings, load
+
+# What is in the file, and what the message begins with after the program's name.
+FILES = {
+    "an unknown key": ("max_age = 5", "max_age: "),
+    "an unknown key of a table": ("[budget]\nsize = 5", "budget.size: "),
+    "an unknown key of an account": ('[[accounts]]\nname = "a"\nrole = "x"', "accounts.0.role: "),
+    "a type that does not fit": ('default_max_age = "soon"', "default_max_age: "),
+    "a table where a number is meant": ("[page_timeout]\nseconds = 3", "page_timeout: "),
+    "a number out of range": ("[budget]\nreserve = 1.5", "budget.reserve: "),
+    "a time of zero": ("page_timeout = 0", "page_timeout: "),
+    "a time without end": ("page_timeout = inf", "page_timeout: "),
+    "no number": ("default_max_age = nan", "default_max_age: "),
+    "an account named twice": ('[[accounts]]\nname = "a"\n' * 2, ""),
+    "no account": ("accounts = []", "accounts: "),
+    "an account without name": ("[[accounts]]", "accounts.0.name: "),
+    "an account's impossible name": ('[[accounts]]\nname = "a b"', "accounts.0.name: "),
+    "a malformed Region": ('[[accounts]]\nname = "a"\nregions = ["Frankfurt"]', "accounts.0.regions.0: "),
+    "a malformed role": ('[[accounts]]\nname = "a"\nrole_arn = "admin"', "accounts.0.role_arn: "),
+    "an address others can reach": ('listen = "0.0.0.0:50051"', "listen: "),
+    "a name that may be anywhere": ('listen = "gateway.example:50051"', "listen: "),
+    "every address": ('listen = "[::]:50051"', "listen: "),
+    "an unknown log level": ('log_level = "loud"', "log_level: "),
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("IMAGETASKS_")]:
+        monkeypatch.delenv(name)
+
+    def never(coroutine: Any) -> None:
+        coroutine.close()
+        raise AssertionError("it serves")
+
+    monkeypatch.setattr(main, "_run", never)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "imagetasks.toml"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What is said when it ends with 2, without the program's name."""
+    assert main.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("imagetasks-server: ")
+    assert "Traceback" not in err
+    return err.removeprefix("imagetasks-server: ")
+
+
+@pytest.mark.parametrize(("text", "begins"), FILES.values(), ids=FILES)
+@pytest.mark.parametrize("only_check", [False, True])
+def test_a_file_that_is_wrong_is_refused_by_its_key(
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    begins: str,
+    only_check: bool,
+) -> None:
+    file.write_text(text)
+    said = refused(capsys, "--config", str(file), *(["--check-config"] if only_check else []))
+    assert said.startswith(begins)
+    assert said.count("\n") == 1
+
+
+def test_an_account_named_twice_is_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text('[[accounts]]\nname = "prod"\n' * 2)
+    assert "'prod'" in refused(capsys, "--config", str(file))
+
+
+def test_each_of_several_faults_has_its_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("page_timeout = 0\ndrain_seconds = -1\n")
+    lines = refused(capsys, "--config", str(file)).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["page_timeout", "drain_seconds"]
+
+
+def test_broken_toml_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text('listen = "127.0.0.1:0"\naccounts = [')
+    assert refused(capsys, "--config", str(file)).startswith(f"{file}: ")
+
+
+def test_a_file_that_is_not_utf_8_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_bytes(b'listen = "\xff\xfe"')
+    assert refused(capsys, "--config", str(file)).startswith(f"{file}: ")
+
+
+def test_a_missing_file_is_refused(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refused(capsys, "--config", str(file)) == f"{file}: no such file\n"
+    monkeypatch.setenv("IMAGETASKS_CONFIG", str(file))
+    assert refused(capsys) == f"{file}: no such file\n"
+
+
+def test_a_directory_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "--config", str(tmp_path)).startswith(f"{tmp_path}: ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "begins"),
+    [
+        ("IMAGETASKS_PAGE_TIMEOUT", "soon", "page_timeout: "),
+        ("IMAGETASKS_BUDGET__SHARE", "2", "budget.share: "),
+        ("IMAGETASKS_BUDGET__SIZE", "2", "budget.size: "),
+        ("IMAGETASKS_LISTEN", "0.0.0.0:1", "listen: "),
+        ("IMAGETASKS_ACCOUNTS", '[{"name": ""}]', "accounts.0.name: "),
+        ("IMAGETASKS_ACCOUNTS", "prod,dev", "accounts: "),
+        ("IMAGETASKS_BUDGET", "much", "budget: "),
+    ],
+)
+def test_a_variable_that_is_wrong_is_refused_by_its_key(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    begins: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert refused(capsys).startswith(begins)
+
+
+def test_the_command_line_refuses_a_plaintext_address_others_can_reach(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = refused(capsys, "--listen", "0.0.0.0:50051")
+    assert "insecure" in said
+    assert main.main(["--listen", "0.0.0.0:50051", "--insecure", "--check-config"]) == 0
+
+
+@pytest.mark.parametrize(
+    "listen", ["127.0.0.1:0", "127.8.8.8:1", "localhost:0", "[::1]:0", "unix:/run/imagetasks.sock"]
+)
+def test_what_only_this_machine_can_reach_may_be_plaintext(listen: str) -> None:
+    assert Settings(listen=listen).is_local
+
+
+def test_check_config_says_what_it_found(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(
+        'listen = "127.0.0.1:6000"\n'
+        '[[accounts]]\nname = "prod"\nrole_arn = "arn:aws:iam::123456789012:role/r"\n'
+        'regions = ["eu-central-1"]\n'
+        '[[accounts]]\nname = "dev"\nprofile = "develop"\n'
+    )
+    assert main.main(["--config", str(file), "--check-config"]) == 0
+    out = capsys.readouterr().out
+    for part in ("127.0.0.1:6000", "prod", "arn:aws:iam::123456789012:role/r", "eu-central-1", "develop"):
+        assert part in out
+
+
+def test_without_configuration_it_is_good(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["--check-config"]) == 0
+    assert "127.0.0.1:50051" in capsys.readouterr().out
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(
+        'listen = "127.0.0.1:1"\nlog_level = "debug"\npage_timeout = 3\n'
+        "[budget]\nshare = 0.25\nreserve = 0.5\n"
+    )
+    monkeypatch.setenv("IMAGETASKS_LISTEN", "127.0.0.1:2")
+    monkeypatch.setenv("IMAGETASKS_LOG_LEVEL", "error")
+    monkeypatch.setenv("IMAGETASKS_BUDGET__SHARE", "0.5")
+    settings = load(str(file), listen="127.0.0.1:3", insecure=None, log_level=None)
+    assert (settings.listen, settings.log_level, settings.page_timeout) == ("127.0.0.1:3", "error", 3)
+    assert (settings.budget.share, settings.budget.reserve, settings.budget.capacity) == (0.5, 0.5, 50)
+
+
+def test_the_environment_names_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("page_timeout = 3")
+    monkeypatch.setenv("IMAGETASKS_CONFIG", str(file))
+    assert load(None).page_timeout == 3
+
+
+def test_accounts_can_be_given_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGETASKS_ACCOUNTS", '[{"name": "a"}, {"name": "b", "profile": "p"}]')
+    assert [(each.name, each.profile) for each in load(None).accounts] == [("a", None), ("b", "p")]
+
+
+def test_every_default_is_valid_and_every_knob_is_explained() -> None:
+    source = ast.parse(inspect.getsource(config))
+    for model in (node for node in source.body if isinstance(node, ast.ClassDef)):
+        if model.name not in {"Settings", "BudgetSettings"}:
+            continue
+        for knob, after in zip(model.body, model.body[1:], strict=False):
+            if isinstance(knob, ast.AnnAssign):
+                explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert explained, ast.unparse(knob)
+    assert Settings()
+
+
+def test_a_config_error_is_one_sentence_for_each_key(file: Path) -> None:
+    file.write_text("drain_seconds = -1")
+    with pytest.raises(ConfigError, match=r"^drain_seconds: Input should be greater than 0$"):
+        load(str(file))
