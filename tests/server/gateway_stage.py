@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
 from imagetasks_server import main
+from imagetasks_server.assembly import Gateway as Assembled
 from imagetasks_server.assembly import assemble
 from imagetasks_server.boundary import Boundary
 from imagetasks_server.clock import Clock
@@ -41,6 +42,7 @@ class Gateway:
         address: Where it listens.
         registry: What it keeps of each target.
         boundary: Counts its calls.
+        gateway: Its parts.
         health: Its health service.
         stub: Its methods.
     """
@@ -52,6 +54,7 @@ class Gateway:
     address: str
     registry: Registry
     boundary: Boundary
+    gateway: Assembled
     health: Any
     stub: Any
 
@@ -213,6 +216,8 @@ async def serving(
     settings.setdefault("accounts", [{"name": name} for name in world.accounts])
     settings.setdefault("budget", {"capacity": 1e6, "refill": 1e6, "initial": 1e6})
     settings.setdefault("listen", "127.0.0.1:0")
+    # Nothing is read any more once nobody follows.
+    settings.setdefault("poll_linger", 0.0)
     configured = Settings(**settings)
     accounts: Any = world.accounts
     async with contextlib.AsyncExitStack() as stack:
@@ -225,7 +230,7 @@ async def serving(
         options = [("grpc.use_local_subchannel_pool", 1), *channel_options]
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
         stub: Any = StoreImageTaskServiceStub(channel)
-        yield Gateway(world, clock, server, channel, address, registry, boundary, health, stub)
+        yield Gateway(world, clock, server, channel, address, registry, boundary, gateway, health, stub)
         await channel.close()
         async with asyncio.timeout(PATIENCE):
             await boundary.idle()

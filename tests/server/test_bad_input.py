@@ -1,9 +1,6 @@
 """What is wrong with a request is said before EC2 is asked, and the field is named."""
 
-import base64
-import json
 import os
-import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +11,7 @@ from gateway_stage import PATIENCE, Failure, Gateway, failure, seconds
 from google.protobuf.duration_pb2 import Duration
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server.tokens import PageToken
+from imagetasks_server.tokens import PageToken, _unpack
 
 A_FILTER = pb.Filter(name="bucket", values=["archive"])
 
@@ -232,6 +229,5 @@ class TestTokens:
 
 def fingerprint_in(token: str) -> str:
     """The question's fingerprint in a token."""
-    raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-    question: str = json.loads(zlib.decompress(raw[8:]))[0]
+    question: str = _unpack(token)[0]
     return question

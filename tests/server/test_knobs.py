@@ -127,6 +127,85 @@ def test_default_max_age_is_how_old_an_answer_may_be() -> None:
     assert staged(after_3_seconds, default_max_age=2) == "LIVE"
 
 
+async def read_times(stage: Stage, seconds: float, **fields: Any) -> list[float]:
+    """When EC2 was asked while somebody watched for so long, counted from the start."""
+    began, times = stage.clock(), []
+    stage.ec2.between = lambda _: times.append(stage.clock() - began)
+    request = pb.WatchStoreImageTasksRequest(**fields)
+    with contextlib.suppress(TimeoutError):
+        async with (
+            asyncio.timeout(seconds),
+            contextlib.aclosing(stage.gateway.service.watch_store_image_tasks(request, Call(1e12))) as events,
+        ):
+            async for _ in events:
+                pass
+    return times
+
+
+@proves("poll_interval", "idle_poll_interval")
+def test_a_followed_target_is_read_in_its_rhythm() -> None:
+    async def reads(stage: Stage) -> tuple[int, int]:
+        idle = len(await read_times(stage, 1000))
+        await asyncio.sleep(100)
+        stage.ec2.add()
+        return idle, len(await read_times(stage, 1000))
+
+    def about(count: int) -> Any:
+        # The first at once, and up to a tenth of jitter.
+        return pytest.approx(count * 0.95 + 1, rel=0.06)
+
+    assert staged(reads) == (about(33), about(200))
+    assert staged(reads, poll_interval=20) == (about(33), about(50))
+    assert staged(reads, idle_poll_interval=100) == (about(10), about(200))
+
+
+@proves("poll_linger")
+def test_poll_linger_is_how_long_reading_goes_on_after_the_last_follower() -> None:
+    async def reads_after(stage: Stage) -> int:
+        stage.ec2.add()
+        await read_times(stage, 10)
+        before = len(stage.ec2.calls)
+        await asyncio.sleep(1000)
+        return len(stage.ec2.calls) - before
+
+    assert staged(reads_after, poll_linger=0) == 0
+    assert 15 <= staged(reads_after, poll_linger=100) <= 20
+
+
+@proves("heartbeat_interval")
+def test_heartbeat_interval_is_how_often_a_quiet_watcher_hears() -> None:
+    async def heartbeats(stage: Stage) -> int:
+        count = 0
+        request = pb.WatchStoreImageTasksRequest()
+        with contextlib.suppress(TimeoutError):
+            async with (
+                asyncio.timeout(101),
+                contextlib.aclosing(
+                    stage.gateway.service.watch_store_image_tasks(request, Call(1e12))
+                ) as all_,
+            ):
+                async for event in all_:
+                    count += event.WhichOneof("event") == "heartbeat"
+        return count
+
+    assert staged(heartbeats) == 10
+    assert staged(heartbeats, heartbeat_interval=50) == 2
+
+
+@proves("stalled_after")
+def test_stalled_after_is_how_long_a_task_may_rest() -> None:
+    async def stalled(stage: Stage) -> bool:
+        stage.ec2.add(percentage=20)
+        await stage.outcome()
+        await asyncio.sleep(100)
+        await stage.outcome()
+        (tracked,) = stage.gateway.registry
+        return tracked.view.listed()[0].task.pace.stalled
+
+    assert not staged(stalled)
+    assert staged(stalled, stalled_after=99)
+
+
 @proves("page_timeout")
 def test_page_timeout_ends_a_hanging_call() -> None:
     async def waited(stage: Stage) -> float:
@@ -368,7 +447,7 @@ async def test_reflection_is_served_where_it_is_meant(
     configured = config.Settings(accounts=[{"name": "main"}], **{"listen": "127.0.0.1:0", **settings})
     gateway = assemble(configured, world.accounts, clock)
     server, _, health = await main._listen(configured, gateway)
-    await main._drain(server, health, gateway.boundary, 1.0)
+    await main._drain(server, health, gateway, 1.0)
     assert bool(enabled) is reflected
 
 
@@ -396,7 +475,7 @@ async def test_drain_seconds_is_what_calls_under_way_get(serve: Serve) -> None:
     stub: Any = health_pb2_grpc.HealthStub(gateway.channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
     await watch.read()
-    draining = asyncio.create_task(main._drain(gateway.server, gateway.health, gateway.boundary, 600))
+    draining = asyncio.create_task(main._drain(gateway.server, gateway.health, gateway.gateway, 600))
     # Told, and not ended.
     assert (await watch.read()).status == main.NOT_SERVING
     assert not draining.done()

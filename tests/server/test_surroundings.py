@@ -89,20 +89,6 @@ class TestListTargets:
         assert first.last_error.code == grpc.StatusCode.UNAVAILABLE.value[0]
 
 
-class TestWhatIsToCome:
-    """Methods of the contract that this version does not have."""
-
-    async def test_watch_is_unimplemented(self, gateway: Gateway) -> None:
-        call = gateway.stub.WatchStoreImageTasks(pb.WatchStoreImageTasksRequest(), timeout=PATIENCE)
-        refused = await failure(anext(aiter(call)))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-
-    async def test_wait_is_unimplemented(self, gateway: Gateway) -> None:
-        call = gateway.stub.WaitStoreImageTasks(pb.WaitStoreImageTasksRequest(), timeout=PATIENCE)
-        refused = await failure(call)
-        assert (refused.code, refused.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-
-
 class TestFaultsInside:
     """An exception's own text is for the log."""
 
@@ -213,7 +199,7 @@ async def test_a_call_under_way_may_finish_while_the_gateway_drains(
     async with serving(world, clock) as gateway:
         call = asyncio.create_task(gateway.describe())
         await hold.reached()
-        draining = asyncio.create_task(main._drain(gateway.server, gateway.health, gateway.boundary, 10))
+        draining = asyncio.create_task(main._drain(gateway.server, gateway.health, gateway.gateway, 10))
         await eventually(lambda: gateway.health._gracefully_shutting_down)
         hold.release()
         assert len(outcomes(await call)) == 3
@@ -227,7 +213,7 @@ async def test_calls_that_do_not_end_in_time_are_cancelled_and_counted_out(
     async with serving(world, clock) as gateway:
         call = gateway.open_stream(None)
         await hold.reached()
-        await main._drain(gateway.server, gateway.health, gateway.boundary, 0.1)
+        await main._drain(gateway.server, gateway.health, gateway.gateway, 0.1)
         assert gateway.boundary._in_flight == 0
         await eventually(lambda: hold.waiting == 0)
         with pytest.raises(grpc.aio.AioRpcError):
