@@ -15,20 +15,9 @@ from imagetasks_server.config import ConfigError
 _READY_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 5.0
 
-# What could lead botocore to credentials other than the sandbox's.
-_CREDENTIAL_VARIABLES: Final = (
-    "AWS_PROFILE",
-    "AWS_DEFAULT_PROFILE",
-    "AWS_SESSION_TOKEN",
-    "AWS_SECURITY_TOKEN",
-    "AWS_ROLE_ARN",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_ENDPOINT_URL_EC2",
-    "AWS_ENDPOINT_URL_STS",
-    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
-)
+# Whatever leads botocore to other credentials or another address, or bends how it asks.
+_FOREIGN_PREFIXES: Final = ("AWS_", "BOTO_")
+_FOREIGN_SUFFIXES: Final = ("_PROXY",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +38,9 @@ class Sandbox:
 
     def adopt(self) -> None:
         """Make this process use it, and no other credentials."""
-        for name in _CREDENTIAL_VARIABLES:
-            os.environ.pop(name, None)
+        for name in list(os.environ):
+            if name.upper().startswith(_FOREIGN_PREFIXES) or name.upper().endswith(_FOREIGN_SUFFIXES):
+                del os.environ[name]
         os.environ.update(self.environment)
 
 
