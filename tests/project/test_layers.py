@@ -27,9 +27,13 @@ ORDER = (
     "service",
     "answers",
     "parts",
+    "waiting",
+    "watching",
+    "followers",
     "follow",
     "tracked",
     "lookups",
+    "poller",
     "reader",
     "refresh",
     "roster",
@@ -45,10 +49,12 @@ ORDER = (
     "aws_credentials",
     "aws_models",
     "aws_tls",
+    "tokens",
     "targets",
     "upstream",
     "shallow",
     "view",
+    "pace",
     "budget",
     "selection",
     "turns",
@@ -62,7 +68,7 @@ ORDER = (
 )
 
 # Where correctness lives: driven through thousands of histories, so without I/O and time of their own.
-PURE = {"budget", "members", "selection", "shallow", "view"}
+PURE = {"budget", "members", "pace", "selection", "shallow", "tokens", "view"}
 IMPURE = {
     "asyncio",
     "contextvars",
