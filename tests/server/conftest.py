@@ -3,16 +3,14 @@
 import asyncio
 import contextlib
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 import structlog.testing
 from fake_ec2 import FakeWorld
-from gateway_stage import Gateway, serving
+from gateway_stage import Gateway, Serve, serving
 from virtual import SteeredLoop, VirtualClock
-
-Serve = Callable[..., Awaitable[Gateway]]
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -85,6 +85,10 @@ class Gateway:
         return [event async for event in self.open_stream(deadline, **request)]
 
 
+# Starts a gateway over a world, with settings: the fixture `serve`.
+Serve = Callable[..., Awaitable[Gateway]]
+
+
 @dataclass(frozen=True)
 class Failure:
     """A call's error as a client sees it.

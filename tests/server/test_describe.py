@@ -9,6 +9,7 @@ from fake_ec2 import FakeWorld, aws_error, image
 from gateway_stage import (
     NO_AGE,
     Gateway,
+    Serve,
     amis,
     eventually,
     outcomes,
@@ -18,7 +19,6 @@ from gateway_stage import (
 from google.protobuf.timestamp_pb2 import Timestamp
 from virtual import EPOCH, VirtualClock
 
-from conftest import Serve
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.clock import timestamp
 

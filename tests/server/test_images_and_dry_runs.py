@@ -6,10 +6,9 @@ from typing import Any
 import grpc
 import pytest
 from fake_ec2 import Call, FakeEc2, FakeWorld, aws_error, image
-from gateway_stage import NO_AGE, Failure, Gateway, amis, eventually, failure, outcomes
+from gateway_stage import NO_AGE, Failure, Gateway, Serve, amis, eventually, failure, outcomes
 from virtual import VirtualClock
 
-from conftest import Serve
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.upstream import Query
 

@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 import pytest
 import structlog
 from fake_ec2 import FakeWorld, Hold, aws_error
-from gateway_stage import PATIENCE, failure, outcomes
+from gateway_stage import PATIENCE, Serve, failure, outcomes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from virtual import VirtualClock, run
 
-from conftest import Serve
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server import config, main
 from imagetasks_server.assembly import assemble

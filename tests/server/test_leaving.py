@@ -11,10 +11,9 @@ from typing import Any
 import grpc
 import pytest
 from fake_ec2 import FakeEc2, FakeWorld, Hold, image
-from gateway_stage import Describe, Gateway, eventually, our_tasks
+from gateway_stage import Describe, Gateway, Serve, eventually, our_tasks
 from virtual import VirtualClock
 
-from conftest import Serve
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
 

@@ -7,10 +7,9 @@ from typing import Any
 import grpc
 import pytest
 from fake_ec2 import Call, FakeWorld, aws_error, image
-from gateway_stage import NO_AGE, PATIENCE, Event, Gateway, eventually, reason_of
+from gateway_stage import NO_AGE, PATIENCE, Event, Gateway, Serve, eventually, reason_of
 from virtual import VirtualClock
 
-from conftest import Serve
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 
 FRANKFURT, VIRGINIA, OTHER = ("main", "eu-central-1"), ("main", "us-east-1"), ("other", "eu-central-1")

@@ -6,12 +6,11 @@ from typing import Any
 import grpc
 import pytest
 from fake_ec2 import FakeWorld, aws_error, image
-from gateway_stage import PATIENCE, Gateway, eventually, failure, outcomes, serving
+from gateway_stage import PATIENCE, Gateway, Serve, eventually, failure, outcomes, serving
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from virtual import VirtualClock
 
-from conftest import Serve
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server import main
 from imagetasks_server.boundary import SERVICE
