@@ -13,6 +13,7 @@ from imagetasks_server.aws_models import parse_time
 BODY: Final = "Body"
 _RESULT: Final = "DescribeStoreImageTasksResult"
 _OK: Final = 200
+_SERVER_ERROR: Final = 500
 
 
 class ParserFactory(AioResponseParserFactory):  # type: ignore[misc]  # aiobotocore is untyped
@@ -34,3 +35,9 @@ class _EC2Parser(AioEC2QueryParser):  # type: ignore[misc]
         if is_one_call() and shape is not None and shape.name == _RESULT and response["status_code"] == _OK:
             return {BODY: response["body"]}
         return super()._do_parse(response, shape)  # type: ignore[no-any-return]
+
+    def _is_generic_error_response(self, response: dict[str, Any]) -> bool:
+        # Botocore knows only those that begin with "<html>". A load balancer on the way has words of its own,
+        # and what fails behind it may well pass.
+        not_ec2s = b"<Code>" not in response["body"]
+        return not_ec2s if response["status_code"] >= _SERVER_ERROR else False

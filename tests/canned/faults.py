@@ -7,7 +7,7 @@ Posted as JSON, and then each call of the target meets the first that fits; DELE
 
 `fault` is a name of `FAULTS`, or `refusal` stands in its place as in a world's target. `times` is how many
 calls it lasts; absent: until it is taken away. `page`: 1 only first pages, 2 only those behind a token;
-absent: both.
+absent: both. `action`: of which action; absent: DescribeStoreImageTasks.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ FAULTS_PATH = "/canned/faults"
 
 # What becomes of the bytes of an answer. "reset": the connection is reset instead; "hang": there are none;
 # "slow": they come one by one; "garbage": they are no XML; "truncated": half of them, as if that were all;
-# "cut": half of them, then the connection is closed.
-Wire = Literal["reset", "hang", "slow", "garbage", "truncated", "cut"]
+# "cut": half of them, then the connection is closed. "proxy": a load balancer's own words, with 502.
+Wire = Literal["reset", "hang", "slow", "garbage", "truncated", "cut", "proxy"]
 
 _DENIED = "You are not authorized to perform this operation."
 
@@ -55,6 +55,7 @@ FAULTS: Mapping[str, Refusal | Wire] = {
     "garbage": "garbage",
     "truncated": "truncated",
     "cut": "cut",
+    "proxy": "proxy",
 }
 
 
@@ -66,11 +67,13 @@ class Fault:
         happens: An error answer, or what becomes of the right one.
         times: Calls that it will still meet; None: all.
         page: Which pages: 1 the first, 2 those behind it, None all.
+        action: Of which action.
     """
 
     happens: Refusal | Wire
     times: int | None = None
     page: int | None = None
+    action: str = "DescribeStoreImageTasks"
 
 
 @dataclass
@@ -93,11 +96,13 @@ class Faults:
         """Take all away."""
         self.faults.clear()
 
-    def meet(self, account: str, region: str, *, first_page: bool) -> Refusal | Wire | None:
+    def meet(
+        self, account: str, region: str, action: str, *, first_page: bool = True
+    ) -> Refusal | Wire | None:
         """What happens to a call that comes now."""
         for fault in self.faults.get((account, region), ()):
             fits = fault.page is None or first_page == (fault.page == 1)
-            if fits and fault.times != 0:
+            if fits and fault.action == action and fault.times != 0:
                 if fault.times is not None:
                     fault.times -= 1
                 return fault.happens
@@ -106,4 +111,5 @@ class Faults:
 
 def _parse(given: Mapping[str, Any]) -> Fault:
     happens = Refusal(**given["refusal"]) if "refusal" in given else FAULTS[given["fault"]]
-    return Fault(happens, given.get("times"), given.get("page"))
+    more = {name: given[name] for name in ("times", "page", "action") if name in given}
+    return Fault(happens, **more)

@@ -85,12 +85,15 @@ class _Server:
         action = form.get("Action", "")
         if action == "DescribeStoreImageTasks":
             return await self._tasks(form, account, region, scope["key"])
+        fault = self.faults.meet(account, region, action)
+        if isinstance(fault, Refusal):
+            raise fault
         if action == "DescribeRegions":
-            return wire.regions(self._world.regions(account)), None
+            return wire.regions(self._world.regions(account)), fault
         if action == "GetCallerIdentity":
-            return wire.identity(account), None
+            return wire.identity(account), fault
         if action == "AssumeRole" and (role := _ROLE.fullmatch(form.get("RoleArn", ""))):
-            return wire.role(role["account"], f"ASIA{role['account']}"), None
+            return wire.role(role["account"], f"ASIA{role['account']}"), fault
         raise Refusal("InvalidAction", f"The action {action} is not valid for this web service.")
 
     async def _tasks(
@@ -102,7 +105,8 @@ class _Server:
         if target.seconds:
             await asyncio.sleep(target.seconds)
         parameters = wire.parameters(form)
-        fault = self.faults.meet(account, region, first_page="NextToken" not in parameters)
+        first = "NextToken" not in parameters
+        fault = self.faults.meet(account, region, form["Action"], first_page=first)
         if isinstance(fault, Refusal):
             raise fault
         answer = rules.answer(parameters, target, f"{account}/{region}", self._page_size)
@@ -119,6 +123,8 @@ async def _spoil(request: web.Request, text: str, how: Wire) -> web.StreamRespon
         return _xml(200, "\x1f\x8bno XML at all")
     if how == "truncated":
         return _xml(200, text[: len(text) // 2])
+    if how == "proxy":
+        return web.Response(status=502, text="upstream connect error or disconnect/reset before headers")
     if how == "reset":
         _reset(request)
         return web.Response()
