@@ -26,7 +26,7 @@ run: .venv/project ## start a sandbox and the gateway, and watch tasks progress 
 	@$(python) scripts/demo.py
 
 test: .venv/project .venv-awscli/installed ## run every test that needs only Python
-	$(python) -m pytest
+	$(python) -m pytest -n 2 --dist loadfile
 
 check: .venv/project ## lint, types, the contract's style and compatibility, generated code
 	$(bin)/ruff check

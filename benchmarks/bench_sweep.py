@@ -26,7 +26,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from canned.launch import Canned, canned
-
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
 from imagetasks_server import main
@@ -36,7 +35,8 @@ ACCOUNT = "123456789012"
 REGIONS = [f"eu-bench{chr(97 + n // 9)}-{n % 9 + 1}" for n in range(34)]
 FASTEST, SLOWEST = 0.030, 0.130
 LATENCY = {
-    region: FASTEST + (SLOWEST - FASTEST) * number / (len(REGIONS) - 1) for number, region in enumerate(REGIONS)
+    region: FASTEST + (SLOWEST - FASTEST) * number / (len(REGIONS) - 1)
+    for number, region in enumerate(REGIONS)
 }
 TASKS, PAGES = 600, 3
 RUNS = 7
@@ -49,7 +49,8 @@ def fill(ec2: Canned) -> None:
         tasks = [
             {
                 "AmiId": f"ami-{number:017x}",
-                "TaskStartTime": (now - timedelta(minutes=number)).isoformat(timespec="milliseconds")[:23] + "Z",
+                "TaskStartTime": (now - timedelta(minutes=number)).isoformat(timespec="milliseconds")[:23]
+                + "Z",
                 "Bucket": "archive",
                 "S3objectKey": f"ami-{number:017x}.bin",
                 "ProgressPercentage": 100,
@@ -180,7 +181,9 @@ def run() -> None:
             lasts.append(max(ats[-1] for ats in arrivals.values()) / (SLOWEST * PAGES))
         turns = asyncio.run(blocked(ec2))
     late.sort()
-    print(f"34 Regions of {TASKS} tasks ({PAGES} pages, one after the other), 30 to 130 ms a page; {RUNS} runs")
+    print(
+        f"34 Regions of {TASKS} tasks ({PAGES} pages, one after the other), 30 to 130 ms a page; {RUNS} runs"
+    )
     print(f"launch to SERVING                       {spread(starts)}   goal 1500")
     print(f"first row behind the fastest Region     {spread(firsts)}   goal 20")
     print(f"each page behind its Region             {spread(late)}   p90 {late[int(len(late) * 0.9)]:.1f}")
