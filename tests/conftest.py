@@ -78,6 +78,8 @@ def _nothing_is_left() -> Iterator[None]:
     yield
     # Unclosed sockets, unawaited coroutines and exceptions nobody saw speak up when they are collected.
     gc.collect()
+    # What has outlived this is a module's or a cache's: the next collection need not look at it again.
+    gc.freeze()
     left = _children() - processes
     assert not left, f"processes left behind: {left}"
     deadline = time.monotonic() + CLOSING_SECONDS
