@@ -113,7 +113,7 @@ class Failure:
     def reason(self) -> str:
         """The ErrorInfo's reason; its domain is checked."""
         assert self.info.domain == "imagetasks"
-        return self.info.reason
+        return str(self.info.reason)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -165,7 +165,7 @@ def reason_of(outcome: pb.TargetOutcome) -> str:
         outcome.target.account,
         outcome.target.region,
     )
-    return info.reason
+    return str(info.reason)
 
 
 def outcomes(response: Any) -> dict[tuple[str, str], tuple[str, str]]:

@@ -15,7 +15,9 @@ from imagetasks_server.tokens import PageToken, _unpack
 
 A_FILTER = pb.Filter(name="bucket", values=["archive"])
 
-SELECTIONS = [
+Case = tuple[str, dict[str, Any], str, str]
+
+SELECTIONS: list[Case] = [
     ("malformed id", {"image_ids": ["ami-XYZ"]}, "image_ids[0]", "IMAGE_ID_MALFORMED"),
     ("id of 9 digits", {"image_ids": [image(1), "ami-123456789"]}, "image_ids[1]", "IMAGE_ID_MALFORMED"),
     ("empty id", {"image_ids": [""]}, "image_ids[0]", "IMAGE_ID_MALFORMED"),
@@ -40,7 +42,7 @@ SELECTIONS = [
     ("too many names", {"regions": ["eu-central-1"] * 2001}, "regions", ""),
 ]
 
-DESCRIBE_ONLY = [
+DESCRIBE_ONLY: list[Case] = [
     ("21 ids", {"image_ids": [image(n) for n in range(21)]}, "image_ids", ""),
     ("max_results 0", {"max_results": 0}, "max_results", ""),
     ("max_results negative", {"max_results": -1}, "max_results", ""),
@@ -59,18 +61,18 @@ DESCRIBE_ONLY = [
     ),
 ]
 
-STREAM_ONLY = [
+STREAM_ONLY: list[Case] = [
     ("201 ids", {"image_ids": [image(n) for n in range(201)]}, "selector.image_ids", ""),
 ]
 
-MAX_AGES = [
+MAX_AGES: list[Case] = [
     ("negative max_age", {"max_age": Duration(seconds=-1)}, "max_age", ""),
     ("negative nanos", {"max_age": Duration(nanos=-1)}, "max_age", ""),
     ("a second of nanos", {"max_age": Duration(nanos=1_000_000_000)}, "max_age", ""),
 ]
 
 
-def named(cases: list[tuple[str, dict[str, Any], str, str]]) -> list[Any]:
+def named(cases: list[Case]) -> list[Any]:
     return [pytest.param(*rest, id=name) for name, *rest in cases]
 
 
@@ -111,14 +113,15 @@ async def test_list_targets_names_the_field(gateway: Gateway, field: str) -> Non
 
 
 async def test_bytes_that_are_no_request_are_refused(gateway: Gateway) -> None:
+    channel: Any = gateway.channel
     random_bytes = [b"\xff" * 40, b"\x0a\xff\xff\xff\xff\x0f", os.urandom(64) + b"\x07"]
     for method in ("DescribeStoreImageTasks", "StreamStoreImageTasks", "ListTargets", "WaitStoreImageTasks"):
         path = f"/imagetasks.v1.StoreImageTaskService/{method}"
         for content in random_bytes:
             if method == "StreamStoreImageTasks":
-                call: Any = anext(aiter(gateway.channel.unary_stream(path)(content, timeout=PATIENCE)))
+                call: Any = anext(aiter(channel.unary_stream(path)(content, timeout=PATIENCE)))
             else:
-                call = gateway.channel.unary_unary(path)(content, timeout=PATIENCE)
+                call = channel.unary_unary(path)(content, timeout=PATIENCE)
             check(await failure(call), "request", "")
 
 
@@ -146,7 +149,7 @@ async def test_an_unknown_region_is_not_found(gateway: Gateway, request_: dict[s
 
 
 async def test_an_unknown_method_is_unimplemented(gateway: Gateway) -> None:
-    call = gateway.channel.unary_unary("/imagetasks.v1.StoreImageTaskService/DeleteEverything")
+    call: Any = gateway.channel.unary_unary("/imagetasks.v1.StoreImageTaskService/DeleteEverything")
     assert (await failure(call(b"", timeout=PATIENCE))).code is grpc.StatusCode.UNIMPLEMENTED
 
 

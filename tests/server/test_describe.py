@@ -292,7 +292,8 @@ class TestFailing:
     async def test_a_long_text_of_ec2_does_not_push_the_details_out(self, gateway: Gateway) -> None:
         for ec2 in gateway.world.all():
             ec2.fail(aws_error("Unheard.Of", "ü" * 5000), times=None)
-        for request in ({"accounts": ["other"]}, {}):
+        requests: list[dict[str, Any]] = [{"accounts": ["other"]}, {}]
+        for request in requests:
             refused = await gateway.refused(**request)
             assert refused.reason == "AWS_UNCLASSIFIED"
             assert len(refused.text) < 1000
@@ -425,7 +426,7 @@ async def test_a_page_token_that_ec2_forgot_restarts_the_listing_once(
     world = FakeWorld(clock, page_size=2)
     ec2 = world.ec2()
     ec2.add_ended(2 * pages)
-    forgotten = []
+    forgotten: list[Any] = []
 
     def forget_once(call: Any) -> None:
         if call.token and not forgotten:

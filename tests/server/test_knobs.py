@@ -14,6 +14,7 @@ import structlog
 from fake_ec2 import FakeWorld, Hold, aws_error
 from gateway_stage import PATIENCE, Serve, failure, outcomes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 from virtual import VirtualClock, run
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
@@ -442,8 +443,8 @@ async def test_reflection_is_served_where_it_is_meant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     enabled: list[Any] = []
-    monkeypatch.setattr(main.reflection, "enable_server_reflection", lambda *names: enabled.append(names))
-    configured = config.Settings(accounts=[{"name": "main"}], **{"listen": "127.0.0.1:0", **settings})
+    monkeypatch.setattr(reflection, "enable_server_reflection", lambda *names: enabled.append(names))
+    configured = config.Settings(**{"accounts": [{"name": "main"}], "listen": "127.0.0.1:0", **settings})
     gateway = assemble(configured, world.accounts, clock)
     server, _, health = await main._listen(configured, gateway)
     await main._drain(server, health, gateway, 1.0)

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from fake_ec2 import FakeEc2, FakeWorld, Hold, image
-from gateway_stage import Describe, Gateway, Serve, eventually, our_tasks
+from gateway_stage import NO_AGE, Describe, Gateway, Serve, eventually, our_tasks
 from virtual import VirtualClock
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
@@ -119,7 +119,7 @@ class TestUnary:
         first = asyncio.create_task(gateway.describe(**ONE))
         await hold.reached()
         # This one needs a read that starts after now, so it waits behind the first.
-        second = gateway.stub.DescribeStoreImageTasks(Describe(max_age={"seconds": 0}, **ONE))
+        second = gateway.stub.DescribeStoreImageTasks(Describe(max_age=NO_AGE, **ONE))
         await eventually(lambda: under_way(gateway) == 2)
         second.cancel()
         await eventually(lambda: under_way(gateway) == 1)

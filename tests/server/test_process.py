@@ -1,6 +1,7 @@
 """`imagetasks-server` as a process: how it starts, how it ends, and whose credentials it uses."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -54,6 +55,10 @@ def describe(running: Gateway, **request: Any) -> pb.DescribeStoreImageTasksResp
 
 def events(running: Gateway) -> list[str]:
     return [json.loads(line)["event"] for line in running.log if line.startswith("{")]
+
+
+def drains(running: Gateway) -> bool:
+    return any("draining" in line for line in running.log)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +137,7 @@ class TestEnd:
                 assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
                 running.process.send_signal(signal.SIGINT)
                 assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-                assert becomes(lambda log=running.log: any("draining" in line for line in log))
+                assert becomes(functools.partial(drains, running))
                 if not leaves_by_itself:
                     assert running.process.poll() is None
                     watch.cancel()
@@ -145,7 +150,7 @@ class TestEnd:
             watch = stub.Watch(health_pb2.HealthCheckRequest())
             next(watch)
             running.process.send_signal(signal.SIGTERM)
-            assert becomes(lambda: any("draining" in line for line in running.log))
+            assert becomes(functools.partial(drains, running))
             running.process.send_signal(signal.SIGTERM)
             assert running.process.wait(SECONDS) == -signal.SIGTERM
 

@@ -119,7 +119,8 @@ async def test_a_hanging_target_delays_no_other(gateway: Gateway) -> None:
     for ec2 in gateway.world.all():
         ec2.add(image(1))
     hold = gateway.world.ec2(*VIRGINIA).hang()
-    stream, events = gateway.open_stream(), []
+    stream = gateway.open_stream()
+    events: list[Event] = []
     await read(stream, events, 4)
     assert set(ends(events)) == {FRANKFURT, OTHER}
     assert len(rows(events)) == 2
@@ -132,7 +133,8 @@ async def test_each_page_is_sent_when_ec2_has_answered_it(serve: Serve, clock: V
     ec2 = world.ec2()
     ec2.add_ended(5)
     gateway = await serve(world)
-    stream, events = gateway.open_stream(), []
+    stream = gateway.open_stream()
+    events: list[Event] = []
     holds = []
 
     def hang_at_the_next(_: Call) -> None:
@@ -152,7 +154,8 @@ async def test_a_cached_target_is_sent_before_a_live_one_has_answered(gateway: G
     await gateway.stream(accounts=["other"])
     hold = gateway.world.ec2(*FRANKFURT).hang()
     gateway.world.ec2(*VIRGINIA).hang()
-    stream, events = gateway.open_stream(), []
+    stream = gateway.open_stream()
+    events: list[Event] = []
     await hold.reached()
     await read(stream, events, 2)
     assert ends(events) == {OTHER: ("CACHED", "")}
@@ -323,7 +326,8 @@ async def test_one_who_joins_late_gets_the_earlier_pages_too(serve: Serve, clock
     gateway = await serve(world)
     holds: list[Any] = []
     ec2.between = lambda call: holds.append(ec2.hang()) if not call.token else None
-    first, seen = gateway.open_stream(), []
+    first = gateway.open_stream()
+    seen: list[Event] = []
     await read(first, seen, 1)
     late = asyncio.create_task(gateway.stream())
     await eventually(lambda: gateway.boundary._in_flight == 2)
