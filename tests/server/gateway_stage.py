@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
-from fake_ec2 import FakeWorld
+from fake_ec2 import FakeWorld, Hold
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
+from virtual import VirtualClock
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
@@ -21,6 +22,8 @@ from imagetasks_server.boundary import Boundary
 from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
 from imagetasks_server.tracked import Registry
+
+T = TypeVar("T")
 
 # Real seconds that something which must happen may take, on however slow a machine.
 PATIENCE = 20.0
@@ -193,6 +196,21 @@ async def eventually(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110  # a condition of others' code has no event
             await asyncio.sleep(0)
+
+
+async def near_its_deadline(
+    call: Coroutine[Any, Any, T], hold: Hold, clock: VirtualClock, tasks_left: int = 1
+) -> T:
+    """What a call gets when the gateway sees the end of its `PATIENCE` near.
+
+    In truth there is plenty of time left, however slow the machine. Before, all has been done but what
+    hangs, which keeps so many tasks of the gateway.
+    """
+    answer = asyncio.create_task(call)
+    await hold.reached()
+    await eventually(lambda: len(our_tasks()) == tasks_left)
+    clock.advance(PATIENCE - 0.2)
+    return await answer
 
 
 def our_tasks() -> list[asyncio.Task[Any]]:

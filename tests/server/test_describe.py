@@ -12,6 +12,7 @@ from gateway_stage import (
     Serve,
     amis,
     eventually,
+    near_its_deadline,
     outcomes,
     reason_of,
     seconds,
@@ -298,10 +299,12 @@ class TestFailing:
             assert refused.reason == "AWS_UNCLASSIFIED"
             assert len(refused.text) < 1000
 
-    async def test_a_hanging_target_does_not_cost_the_others_their_answer(self, gateway: Gateway) -> None:
-        gateway.world.ec2(*VIRGINIA).hang()
+    async def test_a_hanging_target_does_not_cost_the_others_their_answer(
+        self, gateway: Gateway, clock: VirtualClock
+    ) -> None:
+        hold = gateway.world.ec2(*VIRGINIA).hang()
         gateway.world.ec2(*FRANKFURT).add(image(1))
-        response = await gateway.describe(1.0)
+        response = await near_its_deadline(gateway.describe(), hold, clock)
         assert outcomes(response) == {
             FRANKFURT: ("LIVE", ""),
             VIRGINIA: ("NONE", "DEADLINE"),
@@ -309,11 +312,13 @@ class TestFailing:
         }
         assert amis(response) == [image(1)]
 
-    async def test_a_hanging_target_shows_its_last_state_when_time_is_up(self, gateway: Gateway) -> None:
+    async def test_a_hanging_target_shows_its_last_state_when_time_is_up(
+        self, gateway: Gateway, clock: VirtualClock
+    ) -> None:
         gateway.world.ec2(*VIRGINIA).add(image(1))
         await gateway.describe()
-        gateway.world.ec2(*VIRGINIA).hang()
-        response = await gateway.describe(1.0, max_age=NO_AGE)
+        hold = gateway.world.ec2(*VIRGINIA).hang()
+        response = await near_its_deadline(gateway.describe(max_age=NO_AGE), hold, clock)
         assert outcomes(response)[VIRGINIA] == ("STALE", "DEADLINE")
         assert amis(response) == [image(1)]
 

@@ -6,7 +6,18 @@ from typing import Any
 import grpc
 import pytest
 from fake_ec2 import Call, FakeEc2, FakeWorld, aws_error, image
-from gateway_stage import NO_AGE, Failure, Gateway, Serve, amis, eventually, failure, outcomes
+from gateway_stage import (
+    NO_AGE,
+    Failure,
+    Gateway,
+    Serve,
+    amis,
+    eventually,
+    failure,
+    near_its_deadline,
+    outcomes,
+    seconds,
+)
 from virtual import VirtualClock
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
@@ -162,11 +173,11 @@ class TestImages:
         await gateway.describe(image_ids=[image(1)], **ONE)
 
     async def test_a_lookup_that_hangs_ends_with_the_callers_deadline(
-        self, gateway: Gateway, ec2: FakeEc2
+        self, gateway: Gateway, ec2: FakeEc2, clock: VirtualClock
     ) -> None:
         await gateway.describe(**ONE)
         hold = ec2.hang()
-        refused = await gateway.refused(1.0, image_ids=[image(9)], **ONE)
+        refused = await near_its_deadline(gateway.refused(image_ids=[image(9)], **ONE), hold, clock)
         assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
         await eventually(lambda: hold.waiting == 0)
 
@@ -263,10 +274,11 @@ class TestDryRun:
         assert {call.query for call in world.calls} == {Query(dry_run=True)}
 
     async def test_a_hanging_target_gets_its_outcome_before_the_deadline(
-        self, gateway: Gateway, world: FakeWorld
+        self, gateway: Gateway, world: FakeWorld, clock: VirtualClock
     ) -> None:
-        world.ec2("main", "us-east-1").hang()
-        response = await gateway.describe(1.0, dry_run=True)
+        hold = world.ec2("main", "us-east-1").hang()
+        # What asks, and who waits for it.
+        response = await near_its_deadline(gateway.describe(dry_run=True), hold, clock, tasks_left=2)
         assert outcomes(response)["main", "us-east-1"] == ("NONE", "DEADLINE")
         assert outcomes(response)["other", "eu-central-1"][1] == ""
 
@@ -278,7 +290,7 @@ async def test_what_serves_one_caller_may_not_spend_everything(serve: Serve, clo
     for number in range(40):
         clock.advance(0.001)
         refused = await failure(
-            gateway.describe(0.5, image_ids=[image(number)], max_age={"seconds": 3600}, **ONE)
+            gateway.describe(2.0, image_ids=[image(number)], max_age=seconds(3600), **ONE)
         )
         if refused.reason != "IMAGE_NOT_FOUND":
             break

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from fake_ec2 import Call, FakeWorld, aws_error, image
-from gateway_stage import NO_AGE, PATIENCE, Event, Gateway, Serve, eventually, reason_of
+from gateway_stage import NO_AGE, PATIENCE, Event, Gateway, Serve, eventually, near_its_deadline, reason_of
 from virtual import VirtualClock
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
@@ -265,10 +265,12 @@ class TestFailing:
         } == {50}
         assert events[-1].summary.failed_target_count == 1
 
-    async def test_before_a_deadline_unfinished_targets_get_their_outcome(self, gateway: Gateway) -> None:
-        gateway.world.ec2(*VIRGINIA).hang()
+    async def test_before_a_deadline_unfinished_targets_get_their_outcome(
+        self, gateway: Gateway, clock: VirtualClock
+    ) -> None:
+        hold = gateway.world.ec2(*VIRGINIA).hang()
         gateway.world.ec2(*FRANKFURT).add(image(1))
-        events = await rest(gateway.open_stream(1.0), [])
+        events = await near_its_deadline(rest(gateway.open_stream(), []), hold, clock)
         assert ends(events) == {
             FRANKFURT: ("LIVE", ""),
             VIRGINIA: ("NONE", "DEADLINE"),
@@ -276,11 +278,14 @@ class TestFailing:
         }
         assert rows(events) == [image(1)]
 
-    async def test_before_a_deadline_the_last_state_is_sent(self, gateway: Gateway) -> None:
+    async def test_before_a_deadline_the_last_state_is_sent(
+        self, gateway: Gateway, clock: VirtualClock
+    ) -> None:
         gateway.world.ec2(*VIRGINIA).add(image(1))
         await gateway.stream()
-        gateway.world.ec2(*VIRGINIA).hang()
-        events = await rest(gateway.open_stream(1.0, max_age=NO_AGE), [])
+        hold = gateway.world.ec2(*VIRGINIA).hang()
+        stream = gateway.open_stream(max_age=NO_AGE)
+        events = await near_its_deadline(rest(stream, []), hold, clock)
         assert ends(events)[VIRGINIA] == ("STALE", "DEADLINE")
         assert rows(events) == [image(1)]
 
