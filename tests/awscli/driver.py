@@ -10,6 +10,7 @@ Standard library only; started as `python driver.py aws|imagetasks`.
 import fcntl
 import io
 import json
+import logging
 import os
 import pty
 import struct
@@ -17,6 +18,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, TextIO
 
 Run = Callable[[list[str]], object]
@@ -24,12 +26,11 @@ Run = Callable[[list[str]], object]
 
 def aws() -> Run:
     """The AWS CLI, with its data files read once: that is most of what it does in a run."""
-    import colorama.initialise  # noqa: PLC0415 - each Python has one of the two
-    from awscli.botocore.loaders import JSONFileLoader  # noqa: PLC0415
+    colors = import_module("colorama.initialise")
+    clidriver = import_module("awscli.clidriver")
+    loader = import_module("awscli.botocore.loaders").JSONFileLoader
 
-    from awscli import clidriver  # noqa: PLC0415
-
-    read = JSONFileLoader.load_file
+    read = loader.load_file
     kept: dict[str, Any] = {}
 
     def read_once(self: Any, path: str) -> Any:
@@ -37,26 +38,29 @@ def aws() -> Run:
             kept[path] = read(self, path)
         return kept[path]
 
-    JSONFileLoader.load_file = read_once
+    loader.load_file = read_once
 
     def run(words: list[str]) -> object:
-        colorama.initialise.orig_stdout = None
+        colors.orig_stdout = None
         try:
-            return clidriver.create_clidriver().main(words)
+            code: object = clidriver.create_clidriver().main(words)
+            return code
         finally:
-            # What the end of the process would do.
-            if colorama.initialise.orig_stdout is not None:
-                colorama.initialise.reset_all()
-                colorama.initialise.orig_stdout = None
+            # What the end of the process would do; and --debug logs to where the run wrote.
+            for logger in ("botocore", "awscli", "s3transfer", "urllib3"):
+                logging.getLogger(logger).handlers.clear()
+                logging.getLogger(logger).setLevel(logging.NOTSET)
+            if colors.orig_stdout is not None:
+                colors.reset_all()
+                colors.orig_stdout = None
 
     return run
 
 
 def imagetasks() -> Run:
     """Ours."""
-    from imagetasks.cli import main  # noqa: PLC0415
-
-    return main
+    run: Run = import_module("imagetasks.cli").main
+    return run
 
 
 class _Terminal:

@@ -6,10 +6,12 @@ from typing import Any
 STATES = ("InProgress", "Completed", "Failed")
 
 
-def start_of(number: int, newest: datetime | None = None) -> str:
+NEWEST = datetime.now(UTC) - timedelta(hours=1)
+
+
+def start_of(number: int) -> str:
     """The start of the n-th newest task: distinct, with milliseconds, within the 31 days that EC2 shows."""
-    newest = newest or datetime.now(UTC) - timedelta(hours=1)
-    time = newest - timedelta(minutes=90 * number, milliseconds=7 * number)
+    time = NEWEST - timedelta(minutes=90 * number, milliseconds=7 * number)
     return f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond // 1000:03d}Z"
 
 
