@@ -37,8 +37,9 @@ class ReadableAccount(Account, Protocol):
 
         Args:
             target: Whose tasks.
-            pay: Waits until one more attempt is paid; the first of each call was paid before it.
-            throttled: Is told each time that EC2 throttles, also where another attempt follows.
+            pay: Waits until one more attempt is paid; the first of each call was paid before it. Raises
+                `Exhausted` if that would take too long.
+            throttled: Is told each time that EC2 throttles.
         """
         ...
 
@@ -113,7 +114,7 @@ def _registry(
         budget = budget or Budget(allowance, clock)
 
         async def read_page(query: Query, token: str | None) -> Page:
-            seam = account_of(target).read_page(target, pay=upstream.pay, throttled=budget.throttled)
+            seam = account_of(target).read_page(target, pay=upstream.pay_again, throttled=budget.throttled)
             return await seam(query, token)
 
         upstream = Upstream(

@@ -117,6 +117,11 @@ def is_throttle(code: str) -> bool:
     return CODES.get(code) is _THROTTLED or code.startswith(_THROTTLED_PREFIXES)
 
 
+def raised_for(answer: dict[str, Any], operation: str) -> Exception:
+    """What botocore raises for an error that AWS answered."""
+    return boto.ClientError(answer, operation)  # type: ignore[no-any-return]
+
+
 def is_expiry(error: Exception) -> bool:
     """Whether AWS says that the credentials have expired, so that others may help."""
     return isinstance(error, boto.ClientError) and CODES.get(_code(error)) is _EXPIRED

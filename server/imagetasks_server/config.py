@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     page_timeout: Seconds = 20.0
     """Seconds one call to EC2 may take. Less: a hanging Region fails sooner; more: a slow one succeeds."""
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
-    """Times that one call to AWS is tried, within `page_timeout`, when AWS throttles or fails; each try is
-    paid from the budget. More: passing faults are seen less; less: they cost fewer calls."""
+    """Times that one call to AWS is tried, within `page_timeout`, when AWS fails; a throttle is not tried
+    again. Each try is paid. More: passing faults are seen less; less: they cost fewer calls."""
     connect_timeout: Seconds = 5.0
     """Seconds to connect to an AWS endpoint, within `page_timeout`."""
     discovery_timeout: Seconds = 10.0

@@ -72,8 +72,9 @@ class AwsAccount:
 
         Args:
             target: Whose tasks. Their account's name is this target's.
-            pay: Waits until one more attempt is paid; the first of each call was paid before it.
-            throttled: Is told each time that EC2 throttles, also where another attempt follows.
+            pay: Waits until one more attempt is paid; the first of each call was paid before it. Raises
+                `Exhausted` if that would take too long.
+            throttled: Is told each time that EC2 throttles.
         """
 
         async def read_page(query: Query, token: str | None) -> Page:

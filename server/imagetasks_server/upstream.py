@@ -11,7 +11,14 @@ from typing import Protocol
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.budget import Budget
 from imagetasks_server.clock import Clock
-from imagetasks_server.errors import Error, FailedPrecondition, NotFound, PermissionDenied, Unavailable
+from imagetasks_server.errors import (
+    Error,
+    Exhausted,
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,17 @@ class Upstream:
         while not self.budget.pay(private=private):  # noqa: ASYNC110  # nothing but time helps
             await asyncio.sleep(self.budget.wait(private=private))
 
+    async def pay_again(self) -> None:
+        """Pay for one more attempt of a call, while its time limit runs.
+
+        Raises:
+            Error: As `pay`; Exhausted when most of the time would go by.
+        """
+        wait = self.budget.wait()
+        if wait > self._timeout / 2:
+            raise Exhausted("BUDGET_EXHAUSTED", "the call cannot be tried again soon", retry_after=wait)
+        await self.pay()
+
     async def ask(self, query: Query, token: str | None = None) -> Page:
         """One call that has been paid.
 
@@ -128,6 +146,10 @@ class Upstream:
                 page = await self._read_page(query, token)
         except TimeoutError:
             raise Unavailable("AWS_TIMEOUT", f"EC2 did not answer within {self._timeout:g} s") from None
+        except Exhausted as error:
+            # Not before that will it be asked again.
+            error.retry_after = max(error.retry_after or 0.0, self.budget.wait())
+            raise
         except (PermissionDenied, FailedPrecondition) as error:
             if error.reason != "DRY_RUN_OPERATION":
                 self._refusal, self._refused_until = error.again(), self._clock() + self._remember_for

@@ -19,7 +19,7 @@ from imagetasks_server.account_settings import AccountSettings, OrganizationSett
 from imagetasks_server.aws_models import DOCTOR_ACTIONS, LIST_ACTIONS, OPERATIONS
 from imagetasks_server.config import Settings
 from imagetasks_server.ec2 import Aws, AwsAccount
-from imagetasks_server.errors import Error, Unavailable
+from imagetasks_server.errors import Error, Exhausted, Unavailable
 from imagetasks_server.targets import Target
 from imagetasks_server.upstream import Query, ReadPage
 
@@ -237,37 +237,57 @@ async def test_the_credentials_that_assume_the_role_are_found_anew_too(
 # Attempts.
 
 
-async def test_every_attempt_but_the_first_is_paid_and_every_throttle_told(
-    aws: ScriptedAws, opener: Opener
-) -> None:
+async def test_every_attempt_but_the_first_is_paid(aws: ScriptedAws, opener: Opener) -> None:
     account, till = await opener(aws), Till()
-    aws.refuse("DescribeStoreImageTasks", "RequestLimitExceeded", status=503, times=2)
+    aws.refuse("DescribeStoreImageTasks", "InternalError", status=500, times=2)
     await till.of(account)(Query(), None)
     assert len(aws.asked("DescribeStoreImageTasks")) == 3
-    assert (till.paid, till.throttles) == (2, 2)
+    assert (till.paid, till.throttles) == (2, 0)
+
+
+async def test_a_throttle_is_told_and_not_tried_again(aws: ScriptedAws, opener: Opener) -> None:
+    account, till = await opener(aws, attempts=4), Till()
     aws.refuse("DescribeStoreImageTasks", "InternalError", status=500)
-    await till.of(account)(Query(), None)
-    assert (till.paid, till.throttles) == (3, 2)
+    aws.refuse("DescribeStoreImageTasks", "RequestLimitExceeded", status=503, times=10)
+    error = await refused(till.of(account)(Query(), None))
+    assert (error.reason, error.aws_code) == ("AWS_THROTTLED", "RequestLimitExceeded")
+    assert len(aws.asked("DescribeStoreImageTasks")) == 2
+    assert (till.paid, till.throttles) == (1, 1)
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 4])
 async def test_it_is_tried_as_often_as_configured(aws: ScriptedAws, opener: Opener, attempts: int) -> None:
     account, till = await opener(aws, attempts=attempts), Till()
-    aws.refuse("DescribeStoreImageTasks", "RequestLimitExceeded", status=503, times=10)
+    aws.refuse("DescribeStoreImageTasks", "InternalError", status=500, times=10)
     error = await refused(till.of(account)(Query(), None))
-    assert error.reason == "AWS_THROTTLED"
+    assert error.reason == "AWS_INTERNAL_ERROR"
     assert len(aws.asked("DescribeStoreImageTasks")) == attempts
-    assert (till.paid, till.throttles) == (attempts - 1, attempts)
+    assert till.paid == attempts - 1
 
 
-async def test_an_attempt_that_cannot_be_paid_is_not_made(aws: ScriptedAws, opener: Opener) -> None:
+async def test_where_no_attempt_can_be_paid_soon_what_failed_is_the_answer(
+    aws: ScriptedAws, opener: Opener
+) -> None:
     account = await opener(aws)
 
     async def broke() -> None:
+        raise Exhausted("BUDGET_EXHAUSTED", "no")
+
+    aws.refuse("DescribeStoreImageTasks", "InternalError", status=500, times=10)
+    read = account.read_page(TARGET, pay=broke, throttled=lambda: None)
+    error = await refused(read(Query(), None))
+    assert (error.reason, error.aws_code) == ("AWS_INTERNAL_ERROR", "InternalError")
+    assert len(aws.asked("DescribeStoreImageTasks")) == 1
+
+
+async def test_an_attempt_that_may_not_be_paid_is_not_made(aws: ScriptedAws, opener: Opener) -> None:
+    account = await opener(aws)
+
+    async def closing() -> None:
         raise Unavailable("DRAINING", "no")
 
-    aws.refuse("DescribeStoreImageTasks", "RequestLimitExceeded", status=503, times=10)
-    read = account.read_page(TARGET, pay=broke, throttled=lambda: None)
+    aws.refuse("DescribeStoreImageTasks", "InternalError", status=500, times=10)
+    read = account.read_page(TARGET, pay=closing, throttled=lambda: None)
     assert (await refused(read(Query(), None))).reason == "DRAINING"
     assert len(aws.asked("DescribeStoreImageTasks")) == 1
 
