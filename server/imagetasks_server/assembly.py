@@ -107,11 +107,10 @@ def _registry(
         initial=settings.budget.initial,
     )
 
-    def make(target: Target, budget: Budget | None) -> Tracked:
+    def make(target: Target, budget: Budget) -> Tracked:
         view = View(
             revisions, confirm_after=settings.confirm_removal_after, stalled_after=settings.stalled_after
         )
-        budget = budget or Budget(allowance, clock)
 
         async def read_page(query: Query, token: str | None) -> Page:
             seam = account_of(target).read_page(target, pay=upstream.pay_again, throttled=budget.throttled)
@@ -135,7 +134,13 @@ def _registry(
         lookups = Lookups(view, upstream, clock, remember_for=settings.remember_lookups_for)
         return Tracked(view, budget, reader, lookups, Poller(reader, clock, rhythm, jitter))
 
-    return Registry(make, clock, keep_unused_for=settings.keep_unused_for, keep_tasks=settings.keep_tasks)
+    return Registry(
+        make,
+        lambda: Budget(allowance, clock),
+        clock,
+        keep_unused_for=settings.keep_unused_for,
+        keep_tasks=settings.keep_tasks,
+    )
 
 
 def _serving(target: Target, accounts: Mapping[str, ReadableAccount], targets: Targets) -> ReadableAccount:

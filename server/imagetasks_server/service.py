@@ -176,23 +176,26 @@ class Service:
         )
 
     def _state(self, target: Target) -> pb.TargetState:
-        tracked = self._registry.of(target)
-        view, budget = tracked.view, tracked.budget
+        """What is known, without counting as a use of it: whoever lists targets keeps none alive."""
+        budget = self._registry.budget_of(target)
         state = pb.TargetState(
             target=target.message(),
             budget=pb.Budget(
                 available=budget.available(), capacity=budget.capacity, refill_per_second=budget.refill
             ),
             region_source=self._targets.source(target.account),
-            task_count=len(view),
-            in_progress_count=view.in_progress,
         )
+        tracked = self._registry.peek(target)
+        if tracked is None:
+            return state
+        view, reader, interval = tracked.view, tracked.reader, tracked.poller.interval
+        state.task_count, state.in_progress_count = len(view), view.in_progress
         if view.read_time is not None:
             state.read_time.CopyFrom(timestamp(view.read_time))
-        if tracked.poller.interval is not None:
-            state.poll_interval.FromMicroseconds(round(tracked.poller.interval * 1_000_000))
-        if tracked.reader.last_error is not None:
-            state.last_error.CopyFrom(tracked.reader.last_error.at(target.account, target.region).status())
+        if interval is not None:
+            state.poll_interval.FromMicroseconds(round(interval * 1_000_000))
+        if reader.last_error is not None:
+            state.last_error.CopyFrom(reader.last_error.at(target.account, target.region).status())
         return state
 
 

@@ -46,7 +46,8 @@ class Registry:
     """All tracked targets, each made when first asked for.
 
     Args:
-        make: Makes one, with the budget it had before, if any.
+        make: Makes one, upon its budget.
+        make_budget: Makes a budget.
         clock: Unix seconds.
         keep_unused_for: Seconds.
         keep_tasks: Tasks in all.
@@ -54,13 +55,15 @@ class Registry:
 
     def __init__(
         self,
-        make: Callable[[Target, Budget | None], Tracked],
+        make: Callable[[Target, Budget], Tracked],
+        make_budget: Callable[[], Budget],
         clock: Clock,
         *,
         keep_unused_for: float,
         keep_tasks: int,
     ) -> None:
         self._make = make
+        self._make_budget = make_budget
         self._clock = clock
         self._keep_unused_for = keep_unused_for
         self._keep_tasks = keep_tasks
@@ -78,14 +81,24 @@ class Registry:
         key, now = target.key, self._clock()
         tracked = self._tracked.pop(key, None)
         if tracked is None:
-            tracked = self._make(target, self._budgets.get(key))
-            self._budgets[key] = tracked.budget
+            tracked = self._make(target, self.budget_of(target))
         self._tracked[key] = tracked
         self._used[key] = now
         if now >= self._look_at:
             self._look_at = now + FORGET_EVERY
             self._forget(now)
         return tracked
+
+    def peek(self, target: Target) -> Tracked | None:
+        """The target's, if there is one. It does not count as used."""
+        return self._tracked.get(target.key)
+
+    def budget_of(self, target: Target) -> Budget:
+        """The target's budget, which is there before and after all else that is kept of it."""
+        budget = self._budgets.get(target.key)
+        if budget is None:
+            budget = self._budgets[target.key] = self._make_budget()
+        return budget
 
     async def close(self) -> None:
         """End all reads; whoever waits for one is told."""

@@ -224,3 +224,23 @@ def test_above_the_number_of_tasks_kept_the_longest_unused_goes_first() -> None:
         assert len(kept.view) == 30
 
     staged(scenario, keep_tasks=40)
+
+
+def test_listing_targets_keeps_none_alive_and_makes_none() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.describe(regions=[REGIONS[0]])
+        registry = stage.gateway.registry
+        assert len(list(registry)) == 1
+        for _ in range(8):
+            stage.clock.advance(FORGET_EVERY + 1)
+            call = Call(stage.clock() + 60)
+            listed = await stage.gateway.service.list_targets(pb.ListTargetsRequest(), call)
+            assert len(listed.targets) == 2
+            assert all(target.budget.capacity for target in listed.targets)
+        await stage.describe(regions=[REGIONS[1]])
+        stage.clock.advance(FORGET_EVERY + 1)
+        await stage.describe(regions=[REGIONS[1]])
+        (left,) = registry
+        assert left is registry.peek(stage.world.ec2(region=REGIONS[1]).target)
+
+    staged(scenario, keep_unused_for=300.0)
