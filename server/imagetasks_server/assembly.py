@@ -104,7 +104,8 @@ def _registry(
         capacity=settings.budget.capacity,
         refill=settings.budget.refill,
         usable=(1 - settings.budget.reserve) * settings.budget.share,
-        initial=settings.budget.initial,
+        # All replicas may start at once. But each can make its first call.
+        initial=max(settings.budget.initial * settings.budget.share, min(1.0, settings.budget.initial)),
     )
 
     def make(target: Target, budget: Budget) -> Tracked:

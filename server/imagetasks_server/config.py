@@ -40,8 +40,8 @@ class BudgetSettings(Table):
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """This process's part of the rest: 1 / replicas, counting those that a rollout adds."""
     initial: Annotated[float, Field(ge=0)] = 5.0
-    """Calls that may be made at once after a start. More: a faster first answer of long lists; less:
-    a crash loop spends less."""
+    """Calls that may be made at once after a start, by all replicas together; each has its `share`, and one
+    at least. More: a faster first answer of long lists; less: a crash loop spends less."""
 
 
 class Settings(BaseSettings):

@@ -36,17 +36,22 @@ def grpcurl(*arguments: str, **request: Any) -> "subprocess.CompletedProcess[str
 
 
 def answers(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
+    """The messages of a call that succeeded."""
+    assert (done.returncode, done.stderr) == (0, "")
+    return messages(done.stdout)
+
+
+def messages(text: str) -> list[dict[str, Any]]:
     """The messages it printed, one after the other, with the contract's own names.
 
     By reflection it knows no JSON names and prints these as they are.
     """
-    assert (done.returncode, done.stderr) == (0, "")
     decoder = json.JSONDecoder(object_hook=_contract_names)
-    text, found = done.stdout.strip(), []
-    while text:
+    found = []
+    while text := text.strip():
         message, end = decoder.raw_decode(text)
         found.append(message)
-        text = text[end:].lstrip()
+        text = text[end:]
     return found
 
 
@@ -96,7 +101,7 @@ def test_calls_describe(running: Gateway, knowing: list[str]) -> None:
 
 
 def test_calls_stream(running: Gateway, knowing: list[str]) -> None:
-    messages = answers(
+    events = answers(
         grpcurl(
             *knowing,
             running.address,
@@ -104,13 +109,13 @@ def test_calls_stream(running: Gateway, knowing: list[str]) -> None:
             selector={"accounts": ["main"], "regions": ["us-east-1", "sa-east-1"]},
         )
     )
-    kinds = [next(iter(message)) for message in messages]
+    kinds = [next(iter(message)) for message in events]
     assert kinds[-1] == "summary"
     assert sorted(kinds[:-1])[:2] == ["outcome", "outcome"]
-    pages = [message["page"]["store_image_task_results"] for message in messages if "page" in message]
-    assert sum(map(len, pages)) == messages[-1]["summary"]["task_count"] >= 450
+    pages = [message["page"]["store_image_task_results"] for message in events if "page" in message]
+    assert sum(map(len, pages)) == events[-1]["summary"]["task_count"] >= 450
     # The denied Region is told, with its details resolved.
-    (denied,) = [message["outcome"] for message in messages if "status" in message.get("outcome", {})]
+    (denied,) = [message["outcome"] for message in events if "status" in message.get("outcome", {})]
     assert denied["target"]["region"] == "sa-east-1"
     assert denied["status"]["details"][0]["reason"] == "AWS_UNAUTHORIZED_OPERATION"
 
@@ -119,6 +124,29 @@ def test_calls_list_targets(running: Gateway, knowing: list[str]) -> None:
     (answer,) = answers(grpcurl(*knowing, running.address, f"{SERVICE}/ListTargets", accounts=["images-dev"]))
     assert {target["target"]["account"] for target in answer["targets"]} == {"images-dev"}
     assert len(answer["targets"]) == 13
+
+
+def test_calls_watch(running: Gateway, knowing: list[str]) -> None:
+    done = grpcurl(
+        *("-max-time", "2"),
+        *knowing,
+        running.address,
+        f"{SERVICE}/WatchStoreImageTasks",
+        selector={"accounts": ["main"], "regions": ["eu-west-1"]},
+    )
+    # It goes on until the caller leaves.
+    assert "DeadlineExceeded" in done.stderr
+    kinds = {kind for message in messages(done.stdout) for kind in message}
+    assert {"started", "changes", "snapshot_complete"} <= kinds
+
+
+def test_calls_wait(running: Gateway, knowing: list[str]) -> None:
+    ended = {"name": "task-state", "values": ["Completed"]}
+    selector = {"accounts": ["main"], "regions": ["eu-west-1"], "filters": [ended]}
+    (answer,) = answers(
+        grpcurl(*knowing, running.address, f"{SERVICE}/WaitStoreImageTasks", selector=selector)
+    )
+    assert answer["done"] is True
 
 
 def test_shows_an_errors_details(running: Gateway, knowing: list[str]) -> None:

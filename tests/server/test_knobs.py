@@ -112,7 +112,7 @@ def test_the_budget_is_what_is_left_of_ec2s_bucket() -> None:
     assert staged(budget, budget={"capacity": 100}) == pytest.approx((80, 0.4, 5))
     assert staged(budget, budget={"refill": 1.0}) == pytest.approx((40, 0.8, 5))
     assert staged(budget, budget={"reserve": 0.5}) == pytest.approx((25, 0.25, 5))
-    assert staged(budget, budget={"share": 0.5}) == pytest.approx((20, 0.2, 5))
+    assert staged(budget, budget={"share": 0.5}) == pytest.approx((20, 0.2, 2.5))
     assert staged(budget, budget={"initial": 7}) == pytest.approx((40, 0.4, 7))
 
 
