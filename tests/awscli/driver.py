@@ -26,7 +26,7 @@ Run = Callable[[list[str]], object]
 
 def aws() -> Run:
     """The AWS CLI, with its data files read once: that is most of what it does in a run."""
-    colors = import_module("colorama.initialise")
+    colors: Any = import_module("colorama.initialise")
     clidriver = import_module("awscli.clidriver")
     loader = import_module("awscli.botocore.loaders").JSONFileLoader
 

@@ -14,7 +14,9 @@ from typing import Protocol, cast
 COMMANDS = {
     "stream": "store tasks of all accounts and Regions, printed as each Region answers",
     "targets": "the accounts and Regions that can be asked, and how the gateway stands with each",
+    "ec2": "the AWS CLI's own words: imagetasks ec2 describe-store-image-tasks ...",
     "protoset": "the path of the contract's descriptor set, for grpcurl and the like",
+    "completion": "a script that completes these words in a shell",
 }
 
 OK = 0

@@ -20,6 +20,8 @@ from imagetasks.v1 import store_image_tasks_pb2 as pb
 _SILENT_SECONDS = 0.5
 _TOLD_EACH_SECONDS = 1.0
 
+# In the texts of gRPC's core.
+_TLS_FAILED = re.compile("SSL|CERTIFICATE|verification check", re.IGNORECASE)
 _BAD_REGION = re.compile(r"regions\[(\d+)\]")
 
 
@@ -212,7 +214,7 @@ def _text_of_aws(error: Any) -> str:
 
 
 def _unconnected(message: str, url: str) -> str:
-    if "SSL" in message or "CERTIFICATE" in message or "Ssl" in message:
+    if _TLS_FAILED.search(message):
         return f"SSL validation failed for {url} {message}"
     kind = "Connect timeout on" if "timed out" in message else "Could not connect to the"
     return f'{kind} endpoint URL: "{url}"'
