@@ -61,7 +61,8 @@ def _meaning(text: str) -> str:
     if isinstance(token, list) and len(token) == 2:
         return "<raw>"  # the canned EC2's
     try:
-        zlib.decompress(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))[8:])
+        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))[8:]
+        json.loads(zlib.decompress(raw[1:]) if raw[:1] == b"z" else raw[1:])
     except (ValueError, zlib.error):
         return text
     return "<raw>"  # the gateway's

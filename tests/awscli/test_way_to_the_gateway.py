@@ -54,7 +54,9 @@ class Gateway:
 
 
 @contextmanager
-def serving(credentials: grpc.ServerCredentials | None = None) -> Iterator[Gateway]:
+def serving(
+    credentials: grpc.ServerCredentials | None = None, *, host: str = "127.0.0.1"
+) -> Iterator[Gateway]:
     gateway = Gateway()
     method = grpc.unary_unary_rpc_method_handler(
         gateway.describe,
@@ -70,9 +72,9 @@ def serving(credentials: grpc.ServerCredentials | None = None) -> Iterator[Gatew
                 )
             ]
         )
-        where = "127.0.0.1:0"
+        where = f"{host}:0"
         port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
-        gateway.address = f"127.0.0.1:{port}"
+        gateway.address = f"{host}:{port}"
         server.start()
         try:
             yield gateway
@@ -153,8 +155,8 @@ def test_a_ca_bundle_is_trusted(run: Callable[..., Ending], files: Path, *, by_e
 
 
 def test_a_certificate_of_another_name_is_refused(run: Callable[..., Ending], files: Path) -> None:
-    with serving(credentials(files)) as gateway:
-        url = f"https://{gateway.address.replace('127.0.0.1', 'localhost')}"
+    with serving(credentials(files), host="127.0.0.2") as gateway:
+        url = f"https://{gateway.address}"
         ending = run("--endpoint-url", url, "--ca-bundle", str(files / "certificate.pem"))
     assert (ending.stdout, ending.code) == ("", 255)
     assert ending.last_line.startswith(f"SSL validation failed for {url}/ ")
