@@ -40,6 +40,12 @@ class OffLoop:
     def stream(self, **arguments: Any) -> "OffLoopStream":
         return OffLoopStream(self.client.stream(**arguments))
 
+    def watch(self, **arguments: Any) -> "OffLoopWatch":
+        return OffLoopWatch(self.client.watch(**arguments))
+
+    async def wait(self, **arguments: Any) -> pb.WaitStoreImageTasksResponse:
+        return await asyncio.to_thread(lambda: self.client.wait(**arguments))
+
     async def targets(self, **arguments: Any) -> pb.ListTargetsResponse:
         return await asyncio.to_thread(lambda: self.client.targets(**arguments))
 
@@ -79,6 +85,37 @@ class OffLoopStream:
 
     async def aclose(self) -> None:
         await asyncio.to_thread(self._stream.close)
+
+
+class OffLoopWatch:
+    def __init__(self, watch: imagetasks.BlockingWatch) -> None:
+        self._watch = watch
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> imagetasks.Change:
+        change = await asyncio.to_thread(next, self._watch, None)
+        if change is None:
+            raise StopAsyncIteration
+        return change
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await asyncio.to_thread(self._watch.close)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._watch, name)
 
 
 async def _stepwise(iterator: Iterator[Any]) -> AsyncGenerator[Any, None]:

@@ -47,6 +47,8 @@ class ScriptedGateway(StoreImageTaskServiceServicer):
         self.describe: Respond = _nothing_scripted
         self.stream: Respond = _nothing_scripted
         self.targets: Respond = _nothing_scripted
+        self.watch: Respond = _nothing_scripted
+        self.wait: Respond = _nothing_scripted
 
     def DescribeStoreImageTasks(  # noqa: N802
         self,
@@ -63,6 +65,22 @@ class ScriptedGateway(StoreImageTaskServiceServicer):
     ) -> Iterator[Event]:
         self._note("stream", request, context)
         yield from self.stream(request, context)
+
+    def WatchStoreImageTasks(  # noqa: N802
+        self,
+        request: pb.WatchStoreImageTasksRequest,
+        context: grpc.ServicerContext,
+    ) -> Iterator[pb.WatchStoreImageTasksResponse]:
+        self._note("watch", request, context)
+        yield from self.watch(request, context)
+
+    def WaitStoreImageTasks(  # noqa: N802
+        self,
+        request: pb.WaitStoreImageTasksRequest,
+        context: grpc.ServicerContext,
+    ) -> pb.WaitStoreImageTasksResponse:
+        self._note("wait", request, context)
+        return self.wait(request, context)
 
     def ListTargets(  # noqa: N802
         self,

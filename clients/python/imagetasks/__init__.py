@@ -33,12 +33,16 @@ if TYPE_CHECKING:
         UnavailableError,
         UnimplementedError,
     )
+    from imagetasks.watch import BlockingWatch, Watch
+    from imagetasks.watching import Change, Stale
 
     __version__: str
 
 __all__ = [
     "AbortedError",
     "BlockingClient",
+    "BlockingWatch",
+    "Change",
     "Client",
     "DeadlineExceededError",
     "Error",
@@ -49,9 +53,11 @@ __all__ = [
     "OutOfRangeError",
     "PermissionDeniedError",
     "ResourceExhaustedError",
+    "Stale",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "Watch",
     "__version__",
     "connect",
     "connect_blocking",
@@ -59,7 +65,11 @@ __all__ = [
 
 _ELSEWHERE = {
     "BlockingClient": ("imagetasks.blocking", "Client"),
+    "BlockingWatch": ("imagetasks.watch", "BlockingWatch"),
+    "Change": ("imagetasks.watching", "Change"),
     "Client": ("imagetasks.aio", "Client"),
+    "Stale": ("imagetasks.watching", "Stale"),
+    "Watch": ("imagetasks.watch", "Watch"),
     "connect": ("imagetasks.aio", "connect"),
     "connect_blocking": ("imagetasks.blocking", "connect"),
 }

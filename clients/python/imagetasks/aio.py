@@ -1,5 +1,7 @@
 """The asyncio client."""
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Self
@@ -8,9 +10,10 @@ import grpc
 import grpc.aio
 
 from imagetasks import channel as channels
-from imagetasks import errors, outcomes, requests
+from imagetasks import errors, outcomes, requests, waiting
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
+from imagetasks.watch import Watch
 
 
 def connect(
@@ -200,6 +203,75 @@ class Client:
             metadata=channels.metadata(self._token),
         )
         return Stream(call)
+
+    def watch(
+        self,
+        *,
+        image_ids: Iterable[str] = (),
+        filters: requests.Filters = (),
+        accounts: Iterable[str] = (),
+        regions: Iterable[str] = (),
+    ) -> Watch:
+        """A snapshot of the tasks, then every change, for as long as it is iterated.
+
+        It keeps itself alive: when the connection is lost, the gateway restarts or falls silent, it goes on
+        where it was, and tells only what has changed meanwhile. There is no deadline. The arguments are those
+        of `stream`. Errors that trying again cannot mend are raised while iterating: a malformed argument, an
+        unknown account, no permission, a gateway without this method.
+        """
+        selector = requests.selector(image_ids=image_ids, filters=filters, accounts=accounts, regions=regions)
+        return Watch(
+            lambda request: self._stub.WatchStoreImageTasks(request, metadata=channels.metadata(self._token)),
+            selector,
+        )
+
+    async def wait(
+        self,
+        *,
+        image_ids: Iterable[str] = (),
+        filters: requests.Filters = (),
+        accounts: Iterable[str] = (),
+        regions: Iterable[str] = (),
+        wait_for_appearance: bool = False,
+        timeout: requests.Seconds | None = None,  # noqa: ASYNC109 - the gateway keeps it too
+    ) -> pb.WaitStoreImageTasksResponse:
+        """Returns when every selected task has ended, or with the reason why it returns earlier.
+
+        It asks again when the connection is lost or the gateway stops. A task created just before is seen.
+        Look at `done` and at each task's state: a failed task has ended too.
+
+        Args:
+            image_ids: As in `stream`, like the three that follow.
+            filters: As in `stream`.
+            accounts: As in `stream`.
+            regions: As in `stream`.
+            wait_for_appearance: While nothing matches, wait for a task to appear, in place of returning the
+                reason NOTHING_MATCHES at once.
+            timeout: Seconds or a timedelta, after which the answer is the reason TIMEOUT; None is no limit.
+                The client's own timeout does not apply.
+
+        Raises:
+            UnavailableError: The gateway could not be reached until the time was over.
+        """
+        wait = waiting.Wait(
+            requests.selector(image_ids=image_ids, filters=filters, accounts=accounts, regions=regions),
+            wait_for_appearance=wait_for_appearance,
+            seconds=requests.patience(timeout),
+            now=time.monotonic(),
+        )
+        while True:
+            request, seconds = wait.request(time.monotonic())
+            try:
+                response = await self._stub.WaitStoreImageTasks(
+                    request, timeout=seconds, metadata=channels.metadata(self._token)
+                )
+            except grpc.RpcError as failure:
+                pause: float | None = wait.failed(errors.from_call(failure), time.monotonic())
+            else:
+                pause = wait.answered(response, time.monotonic())
+            if pause is None:
+                return response
+            await asyncio.sleep(pause)
 
     async def targets(
         self,

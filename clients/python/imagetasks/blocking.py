@@ -3,6 +3,7 @@
 A client may be used from several threads.
 """
 
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
@@ -10,9 +11,10 @@ from typing import Protocol, Self
 import grpc
 
 from imagetasks import channel as channels
-from imagetasks import errors, outcomes, requests
+from imagetasks import errors, outcomes, requests, waiting
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
+from imagetasks.watch import BlockingWatch
 
 
 def connect(
@@ -159,6 +161,52 @@ class Client:
             metadata=channels.metadata(self._token),
         )
         return Stream(call)
+
+    def watch(
+        self,
+        *,
+        image_ids: Iterable[str] = (),
+        filters: requests.Filters = (),
+        accounts: Iterable[str] = (),
+        regions: Iterable[str] = (),
+    ) -> BlockingWatch:
+        """A snapshot of the tasks, then every change, while it is iterated; it keeps itself alive."""
+        selector = requests.selector(image_ids=image_ids, filters=filters, accounts=accounts, regions=regions)
+        return BlockingWatch(
+            lambda request: self._stub.WatchStoreImageTasks(request, metadata=channels.metadata(self._token)),
+            selector,
+        )
+
+    def wait(
+        self,
+        *,
+        image_ids: Iterable[str] = (),
+        filters: requests.Filters = (),
+        accounts: Iterable[str] = (),
+        regions: Iterable[str] = (),
+        wait_for_appearance: bool = False,
+        timeout: requests.Seconds | None = None,
+    ) -> pb.WaitStoreImageTasksResponse:
+        """Returns when every selected task has ended, or with the reason why it returns earlier."""
+        wait = waiting.Wait(
+            requests.selector(image_ids=image_ids, filters=filters, accounts=accounts, regions=regions),
+            wait_for_appearance=wait_for_appearance,
+            seconds=requests.patience(timeout),
+            now=time.monotonic(),
+        )
+        while True:
+            request, seconds = wait.request(time.monotonic())
+            try:
+                response = self._stub.WaitStoreImageTasks(
+                    request, timeout=seconds, metadata=channels.metadata(self._token)
+                )
+            except grpc.RpcError as failure:
+                pause: float | None = wait.failed(errors.from_call(failure), time.monotonic())
+            else:
+                pause = wait.answered(response, time.monotonic())
+            if pause is None:
+                return response
+            time.sleep(pause)
 
     def targets(
         self,

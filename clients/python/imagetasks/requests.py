@@ -59,16 +59,26 @@ def stream(
     forbid_stale: bool,
 ) -> pb.StreamStoreImageTasksRequest:
     """The request for a stream."""
-    selector = pb.TaskSelector(
+    return pb.StreamStoreImageTasksRequest(
+        selector=selector(image_ids=image_ids, filters=filters, accounts=accounts, regions=regions),
+        max_age=_duration(max_age),
+        forbid_stale=forbid_stale,
+    )
+
+
+def selector(
+    *,
+    image_ids: Iterable[str],
+    filters: Filters,
+    accounts: Iterable[str],
+    regions: Iterable[str],
+) -> pb.TaskSelector:
+    """Which tasks a stream, a watch or a wait means."""
+    return pb.TaskSelector(
         accounts=_strings("accounts", accounts),
         regions=_strings("regions", regions),
         image_ids=_strings("image_ids", image_ids),
         filters=_filters(filters),
-    )
-    return pb.StreamStoreImageTasksRequest(
-        selector=selector,
-        max_age=_duration(max_age),
-        forbid_stale=forbid_stale,
     )
 
 
@@ -86,6 +96,11 @@ def deadline(timeout: Timeout, default: Seconds | None) -> float | None:
     if chosen is None:
         return None
     return _seconds(chosen) or None
+
+
+def patience(timeout: Seconds | None) -> float | None:
+    """A wait's whole time in seconds; None is no limit, and 0 looks once."""
+    return None if timeout is None else _seconds(timeout)
 
 
 def _seconds(value: Seconds) -> float:
