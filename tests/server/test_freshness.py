@@ -8,6 +8,7 @@ from virtual_stage import REGIONS, Stage, staged
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.errors import Error
+from imagetasks_server.service import Call
 from imagetasks_server.tracked import FORGET_EVERY
 
 TROUBLE = aws_error("InternalError", status=500)
