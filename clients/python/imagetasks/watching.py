@@ -105,9 +105,10 @@ class Watched:
         self._tasks: dict[Place, dict[str, pb.StoreImageTaskResult]] = defaultdict(dict)
         # Ended tasks that are held no longer, oldest first.
         self._gone: dict[str, pb.StoreImageTaskResult] = {}
-        # The gateway's targets; those whose tasks are held as of the token; those ever held in this watch.
+        # The gateway's targets; those whose tasks are held in full, now and as of the token; those ever held.
         self._targets: set[Place] = set()
         self._covered: set[Place] = set()
+        self._covered_then: frozenset[Place] = frozenset()
         self._seen: set[Place] = set()
         self._stale: dict[Place, Stale] = {}
         # Of a group that has not ended, and of targets whose snapshot has not.
@@ -181,6 +182,7 @@ class Watched:
         # Not within a group: what is before the token would be lost.
         if message.resume_token and not self._group:
             self._token = message.resume_token
+            self._covered_then = frozenset(self._covered)
         return changes
 
     def interrupted(self, error: Error | None, now: float) -> float:
@@ -195,6 +197,8 @@ class Watched:
         """
         self._group.clear()
         self._snapshots.clear()
+        # A reset behind the token has not been: what was held is held, and the gateway repeats it if need be.
+        self._covered = set(self._covered_then)
         if self._opened is not None and now - self._opened >= _STEADY_SECONDS:
             self._backoff.reset()
         self._opened = None
