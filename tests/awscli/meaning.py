@@ -69,9 +69,7 @@ def _meaning(text: str) -> str:
 
 
 def _cells(table: str) -> str:
-    lines = []
-    for line in table.splitlines():
-        plain = re.sub(r"\x1b\[\d*m", "", line)
-        if not _TABLE_RULE.fullmatch(plain):
-            lines.append(" | ".join(cell.strip() for cell in plain.split("|")))
-    return "\n".join(lines)
+    """What stands in the cells, in any order: a long token may turn rows that a short one does not."""
+    lines = (re.sub(r"\x1b\[\d*m", "", line) for line in table.splitlines())
+    cells = (cell.strip() for line in lines if not _TABLE_RULE.fullmatch(line) for cell in line.split("|"))
+    return "\n".join(sorted(filter(None, cells)))
