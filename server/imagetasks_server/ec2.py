@@ -30,15 +30,19 @@ class AwsAccount:
     Args:
         name: The gateway's name of it.
         session: Its clients.
-        turns: Taken to begin a call and to decode its answer.
+        begins: Turns, taken to begin a call.
+        decodes: Turns, taken to decode an answer: it need not queue behind calls that begin.
         timeout: Seconds to find out its identity and Regions.
     """
 
-    def __init__(self, name: str, session: AwsSession, turns: Turns, *, timeout: float) -> None:
+    def __init__(
+        self, name: str, session: AwsSession, begins: Turns, decodes: Turns, *, timeout: float
+    ) -> None:
         self.name = name
         self.home_region = session.home_region
         self._session = session
-        self._turns = turns
+        self._begins = begins
+        self._decodes = decodes
         self._timeout = timeout
         self._proven = False
 
@@ -89,10 +93,10 @@ class AwsAccount:
             if token is not None:
                 parameters["NextToken"] = token
             try:
-                await self._turns.take()
+                await self._begins.take()
                 with one_call(pay, throttled):
                     answer = await self._call("ec2", target.region, "describe_store_image_tasks", parameters)
-                await self._turns.take()
+                await self._decodes.take()
                 return page_of(answer[BODY], target)
             except Exception as error:
                 raise self._translate(error, target.region).at(target.account, target.region) from error
@@ -143,7 +147,7 @@ class Aws:
 
     def __init__(self, settings: Settings, builders: ThreadPoolExecutor, hooks: Hooks | None = None) -> None:
         self._timeout = settings.discovery_timeout
-        self._turns = Turns()
+        self._begins, self._decodes = Turns(), Turns()
         self._sessions = AwsSessions(
             builders,
             connect_timeout=settings.connect_timeout,
@@ -170,4 +174,4 @@ class Aws:
             session = self._sessions.open(settings, settings.role_arn, actions)
         except Exception as error:
             raise translate(error, credentials_proven=False, account=settings.name) from error
-        return AwsAccount(settings.name, session, self._turns, timeout=self._timeout)
+        return AwsAccount(settings.name, session, self._begins, self._decodes, timeout=self._timeout)

@@ -96,7 +96,8 @@ class TestFaultsInside:
         def stumble(*_: object) -> None:
             raise RuntimeError("the password is swordfish")
 
-        monkeypatch.setattr(type(gateway.registry), "of", stumble)
+        for method in ("of", "budget_of"):
+            monkeypatch.setattr(type(gateway.registry), method, stumble)
         return gateway
 
     async def test_a_unary_call_is_internal(self, broken: Gateway, log: list[Any]) -> None:
