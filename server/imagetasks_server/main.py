@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="command", metavar="doctor", title="instead of serving")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="instead of serving")
     doctor = commands.add_parser(
         "doctor",
         help="ask AWS a dozen questions and tell what works, what does not, and what mends it",

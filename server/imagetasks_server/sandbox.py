@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from imagetasks_server.account_settings import AccountSettings
 from imagetasks_server.config import ConfigError
 
 _READY_SECONDS: Final = 30.0
+_NOT_INSTALLED: Final = "--sandbox needs what is not installed: pip install 'imagetasks[sandbox]'"
 _STOP_SECONDS: Final = 5.0
 
 # Whatever leads botocore to other credentials or another address, or bends how it asks.
@@ -53,6 +55,8 @@ async def sandbox(arguments: Sequence[str] = ()) -> AsyncIterator[Sandbox]:
     Raises:
         ConfigError: It does not start; the extra may be missing.
     """
+    if importlib.util.find_spec("moto") is None:
+        raise ConfigError(_NOT_INSTALLED)
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "imagetasks_sandbox", "--port", "0", "--seed"),
         *("--ready-json", "--exit-with-stdin", *arguments),
@@ -70,9 +74,7 @@ async def sandbox(arguments: Sequence[str] = ()) -> AsyncIterator[Sandbox]:
                 line = await child.stdout.readline()
             ready = json.loads(line)
         except (TimeoutError, ValueError):
-            raise ConfigError(
-                "the sandbox does not start; is it installed (pip install 'imagetasks[sandbox]')?"
-            ) from None
+            raise ConfigError("the sandbox does not start; what it says stands above") from None
         accounts = tuple(
             AccountSettings(name=each["name"], role_arn=each.get("role_arn")) for each in ready["accounts"]
         )
