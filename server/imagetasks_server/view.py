@@ -138,8 +138,9 @@ class View:
         self.read_time: float | None = None
         self.full_read_time: float | None = None
         self.revision = 0
-        # Of what a view of the same target knew before this one nothing is left.
-        self.floor = revisions.last
+        # Of what a view of the same target knew before this one nothing is left. A number of its own:
+        # whoever holds the newest state of that view holds nothing of this one.
+        self.floor = revisions.take()
         self.listeners: set[Callable[[], None]] = set()
         self.contradictions = 0
         self.contradicted_at: float | None = None

@@ -281,3 +281,11 @@ def test_newest_only_shows_one_task_of_each_image_and_continues_anywhere(
     if rows:
         after = data.draw(st.sampled_from(rows))
         assert list(view.selected(selection, after.order)) == rows[rows.index(after) + 1 :]
+
+
+def test_a_new_view_continues_no_place_that_an_earlier_view_of_the_target_gave() -> None:
+    revisions = Revisions()
+    earlier = View(revisions)
+    read(earlier, START, [a_task(1)])
+    place = revisions.last
+    assert View(revisions).floor > place
