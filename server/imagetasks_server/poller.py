@@ -43,15 +43,19 @@ class Rhythm:
 
 
 class Poller:
-    """One target's reading by itself."""
+    """One target's reading by itself.
+
+    Attributes:
+        left_at: Unix seconds at which the last follower left; 0 before that.
+    """
 
     def __init__(self, reader: Reader, clock: Clock, rhythm: Rhythm, jitter: random.Random) -> None:
+        self.left_at = 0.0
         self._reader = reader
         self._clock = clock
         self._rhythm = rhythm
         self._jitter = jitter
         self._followers = 0
-        self._left_at = 0.0
         self._wanted = 0.0
         self._tried_at: float | None = None
         self._failures = 0
@@ -73,7 +77,9 @@ class Poller:
         """Count a follower who needs a read that started at `not_before` or later."""
         self._followers += 1
         self.want(not_before)
-        if self._task is None:
+        # One that is done has stopped lingering just now; its callback comes a turn later.
+        if self._task is None or self._task.done():
+            self._reader.view.listeners.add(self._wake.set)
             self._task = asyncio.create_task(self._poll(), context=contextvars.Context())
             self._task.add_done_callback(self._ended)
 
@@ -85,7 +91,7 @@ class Poller:
     def unfollow(self) -> None:
         """A follower leaves."""
         self._followers -= 1
-        self._left_at = self._clock()
+        self.left_at = self._clock()
         self._wake.set()
 
     async def close(self) -> None:
@@ -95,7 +101,9 @@ class Poller:
             await asyncio.wait([self._task])
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._task = None
+        if task is self._task:
+            self._task = None
+            self._reader.view.listeners.discard(self._wake.set)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error(Event.READ_FAILED, exc_info=error)
 
@@ -104,7 +112,7 @@ class Poller:
             now = self._clock()
             until = self._due()
             if not self._followers:
-                ends = self._left_at + self._rhythm.linger
+                ends = self.left_at + self._rhythm.linger
                 if now >= ends:
                     return
                 until = min(until, ends)
@@ -114,6 +122,7 @@ class Poller:
                 await self._read()
 
     async def _sleep(self, seconds: float) -> None:
+        # What others read wakes it too: a task that they find is read often from then on.
         self._wake.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -134,6 +143,9 @@ class Poller:
     def _due(self) -> float:
         """When the next read is to start."""
         read_time = self._reader.view.read_time
+        if self._failures and read_time is not None and read_time > (self._tried_at or 0.0):
+            # Somebody else's read has succeeded since.
+            self._failures = 0
         if not self._failures and (read_time is None or read_time < self._wanted):
             return self._wanted
         last = max(read_time or 0.0, self._tried_at or 0.0)

@@ -67,7 +67,6 @@ class Registry:
         self._clock = clock
         self._keep_unused_for = keep_unused_for
         self._keep_tasks = keep_tasks
-        # In order of last use.
         self._tracked: dict[TargetKey, Tracked] = {}
         self._used: dict[TargetKey, float] = {}
         self._budgets: dict[TargetKey, Budget] = {}
@@ -79,10 +78,9 @@ class Registry:
     def of(self, target: Target) -> Tracked:
         """The target's, shared by all names of its account."""
         key, now = target.key, self._clock()
-        tracked = self._tracked.pop(key, None)
+        tracked = self._tracked.get(key)
         if tracked is None:
-            tracked = self._make(target, self.budget_of(target))
-        self._tracked[key] = tracked
+            tracked = self._tracked[key] = self._make(target, self.budget_of(target))
         self._used[key] = now
         if now >= self._look_at:
             self._look_at = now + FORGET_EVERY
@@ -107,10 +105,15 @@ class Registry:
 
     def _forget(self, now: float) -> None:
         tasks = sum(len(tracked.view) for tracked in self)
-        for key, tracked in list(self._tracked.items()):
-            unused = now - self._used[key] >= self._keep_unused_for
-            if not unused and tasks <= self._keep_tasks:
+        last_use = {key: self._last_use(key, now) for key in self._tracked}
+        for key in sorted(last_use, key=lambda key: last_use[key]):
+            used = last_use[key]
+            if used >= now or (now - used < self._keep_unused_for and tasks <= self._keep_tasks):
                 break
-            if tracked.is_idle and self._used[key] < now:
-                tasks -= len(tracked.view)
-                del self._tracked[key], self._used[key]
+            tasks -= len(self._tracked.pop(key).view)
+            del self._used[key]
+
+    def _last_use(self, key: TargetKey, now: float) -> float:
+        """Whoever follows uses it all the time."""
+        tracked = self._tracked[key]
+        return max(self._used[key], tracked.poller.left_at) if tracked.is_idle else now
