@@ -110,18 +110,21 @@ class Subscription:
         tracked.poller.follow(self._not_before)
         self._note(followed)
 
-    def unfollow(self, target: Target) -> list[Change]:
-        """Follow it no longer; what the follower loses."""
+    def unfollow(self, target: Target, lost: Group) -> None:
+        """Follow it no longer; what the follower loses is added to a group."""
         followed, listener = self._followed.pop(target)
         followed.tracked.view.listeners.discard(listener)
         followed.tracked.poller.unfollow()
         self._moved.pop(followed, None)
         if not followed.covered:
-            return []
-        held = followed.tracked.view.held_at(self.revision)
-        return [
+            return
+        if self.revision < followed.tracked.view.floor:
+            # What the follower holds can no longer be told one by one.
+            lost.reset.append(target)
+            return
+        lost.changes += [
             self._change(followed, _REMOVED, entry, _ACCESS_ENDED)
-            for entry in held
+            for entry in followed.tracked.view.held_at(self.revision)
             if self._selection.matches(entry.task, state=entry.state_at(self.revision))
         ]
 

@@ -235,17 +235,24 @@ class Targets:
 
     async def discover(self, names: Iterable[str] | None = None) -> None:
         """Find out what is not known yet, of these accounts or of all, and wait for it for a while."""
-        await self._wait_for([self._discoveries[name] for name in names or self._discoveries])
+        await self._wait_for([self._discoveries[name] for name in names or self._discoveries], self._timeout)
 
-    async def _wait_for(self, wanted: Iterable[_Discovery]) -> None:
+    async def _wait_for(self, wanted: Iterable[_Discovery], seconds: float) -> None:
         # A list that has only expired is renewed meanwhile; nobody waits for that.
         running = [(each, each.start()) for each in wanted]
         unknown = [task for each, task in running if task is not None and not each.is_known]
-        if unknown:
-            await asyncio.wait(unknown, timeout=self._timeout)
+        if unknown and seconds:
+            await asyncio.wait(unknown, timeout=seconds)
 
-    async def resolve(self, accounts: Sequence[str], regions: Sequence[str]) -> Resolution:
+    async def resolve(
+        self, accounts: Sequence[str], regions: Sequence[str], *, wait: bool = True
+    ) -> Resolution:
         """The existing pairs of these accounts and Regions; empty: all.
+
+        Args:
+            accounts: Names.
+            regions: Names.
+            wait: For accounts about which nothing is known yet; else they count as failed so far.
 
         Raises:
             NotFound: An account does not exist, or none of the accounts has one of the Regions.
@@ -256,7 +263,7 @@ class Targets:
         names = sorted(set(accounts)) or [*self._discoveries, *self._unlisted]
         unlisted = self._unlisted
         discoveries = [self._discoveries[name] for name in names if name in self._discoveries]
-        await self._wait_for(discoveries)
+        await self._wait_for(discoveries, self._timeout if wait else 0.0)
         targets: list[Target] = []
         failed = [(Target(name, ""), unlisted[name]) for name in names if name in unlisted]
         for known in discoveries:

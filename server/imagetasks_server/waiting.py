@@ -15,7 +15,7 @@ from imagetasks_server.errors import DeadlineExceeded, Error
 from imagetasks_server.follow import Followed, Subscription
 from imagetasks_server.followers import Followers
 from imagetasks_server.selection import Selection
-from imagetasks_server.targets import Resolution, Targets
+from imagetasks_server.targets import RETRY_AFTER, Resolution, Targets
 from imagetasks_server.watching import Asked
 
 MAX_TASKS: Final = 1000
@@ -52,10 +52,20 @@ class Waiting:
         ) as subscription:
             while True:
                 reason = self._reason(asked, subscription, resolution, began, appear=wait_for_appearance)
-                if reason is None and not await subscription.moved(until - self._clock()):
+                if reason is None and self._clock() >= until:
                     reason = Response.REASON_TIMEOUT
                 if reason is not None:
                     return _response(asked.selection, subscription.followed, resolution, began, reason)
+                if not resolution.failed:
+                    await subscription.moved(until - self._clock())
+                    continue
+                # What could not be found out is tried again, and followed when it is.
+                await subscription.moved(min(RETRY_AFTER, until - self._clock()))
+                resolution = await self._targets.resolve(asked.accounts, asked.regions, wait=False)
+                known = {each.target for each in subscription.followed}
+                for target in resolution.targets:
+                    if target not in known:
+                        subscription.follow(target, self._followers.registry.of(target))
 
     def _reason(
         self, asked: Asked, subscription: Subscription, resolution: Resolution, began: float, *, appear: bool

@@ -1,7 +1,7 @@
 """WatchStoreImageTasks: what a subscription's groups are on the wire, heartbeats, resuming, the end.
 
-A watch's targets are resolved anew with every heartbeat: an account or Region that came is followed
-with a snapshot of its own, one that went is taken back task by task.
+A watch's targets are resolved anew as often as heartbeats come, however much there is to tell: an account
+or Region that came is followed with a snapshot of its own, one that went is taken back task by task.
 """
 
 import uuid
@@ -91,16 +91,25 @@ class Watching:
                 yield line.reset(() if covered is None else line.uncovered())
             for message in line.failures(resolution):
                 yield message
-            heard_at = self._clock()
+            heard_at = resolved_at = self._clock()
             while not self._followers.draining:
-                messages = list(line.messages(subscription.gather()))
-                if not messages and not await subscription.moved(heard_at + self._heartbeat - self._clock()):
-                    resolution = await self._targets.resolve(asked.accounts, asked.regions)
+                messages: list[Response] = []
+                if self._clock() >= resolved_at + self._heartbeat:
+                    # Without waiting: an account that cannot be found out delays no news of the others.
+                    resolution = await self._targets.resolve(asked.accounts, asked.regions, wait=False)
+                    resolved_at = self._clock()
+                    # Before anything else is told: what has ended is told no more of.
                     lost = line.retarget(resolution, self._followers)
-                    messages = [*line.failures(resolution), *line.messages(lost), line.heartbeat()]
+                    messages += [*line.failures(resolution), *line.messages(lost)]
+                messages += line.messages(subscription.gather())
+                if not messages and self._clock() >= heard_at + self._heartbeat:
+                    messages.append(line.heartbeat())
                 for message in messages:
                     yield message
                     heard_at = self._clock()
+                if not messages:
+                    due = min(heard_at, resolved_at) + self._heartbeat
+                    await subscription.moved(due - self._clock())
             yield line.closing(Response.Closing.REASON_DRAINING)
 
     def _covered(self, token: ResumeToken | None, resolution: Resolution) -> list[Target] | None:
@@ -170,14 +179,20 @@ class _Line:
             subscription.follow(target, followers.registry.of(target))
         if wanted != before:
             self._digest = digest_of(wanted)
-        return Group(changes=[c for target in sorted(before - wanted) for c in subscription.unfollow(target)])
+        lost = Group()
+        for target in sorted(before - wanted):
+            subscription.unfollow(target, lost)
+        return lost
 
     def failures(self, resolution: Resolution) -> list[Response]:
         """Whole accounts that cannot be followed, when there is news of them."""
-        if [target for target, _ in resolution.failed] == self._failed:
-            return []
-        self._failed = [target for target, _ in resolution.failed]
-        return [_status(target, error, None) for target, error in resolution.failed]
+        failed = [target for target, _ in resolution.failed]
+        news = [
+            _status(target, error, None) for target, error in resolution.failed if target not in self._failed
+        ]
+        news += [_status(target, None, None) for target in self._failed if target not in failed]
+        self._failed = failed
+        return news
 
     def reset(self, targets: Iterable[Target]) -> Response:
         return Response(reset=Response.Reset(targets=[target.message() for target in targets]))
