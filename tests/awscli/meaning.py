@@ -20,8 +20,10 @@ _TABLE_RULE = re.compile(r"[-+|]*\n?")
 
 def of(ending: Ending) -> Ending:
     """The ending with tokens, and what else is exempt, by meaning."""
-    stdout = _TOKEN.sub(lambda found: _meaning(found[0]), ending.stdout)
-    if stdout != ending.stdout and "-----" in stdout and "|" in stdout:
+    # A query for an expression itself prints where it lies in memory: in each run of either elsewhere.
+    stdout = re.sub(r"(?<= object at )0x[0-9a-f]+", "anywhere", ending.stdout)
+    unmeant, stdout = stdout, _TOKEN.sub(lambda found: _meaning(found[0]), stdout)
+    if stdout != unmeant and "-----" in stdout and "|" in stdout:
         stdout = _cells(stdout)
     return replace(ending, stdout=stdout, stderr=_error(ending.stderr))
 

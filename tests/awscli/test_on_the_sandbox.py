@@ -7,7 +7,7 @@ from pairs import Pair
 
 from imagetasks_sandbox.world import DENIED
 
-REGIONS = ("us-east-1", "eu-central-1", "ap-southeast-2")
+REGIONS = ("us-east-1", "eu-central-1")
 
 
 @pytest.mark.parametrize(
@@ -18,12 +18,10 @@ REGIONS = ("us-east-1", "eu-central-1", "ap-southeast-2")
         ["--output", "table"],
         ["--max-items", "2", "--page-size", "1"],
         ["--filters", "Name=task-state,Values=Completed,Failed"],
-        ["--filters", "Name=bucket,Values=*"],
         ["--filters", "Name=bucket"],
         ["--filters", "Name=nothing,Values=x"],
         ["--image-ids", "ami-12345678"],
         ["--image-ids", "ami-1"],
-        ["--image-ids", "ami-12345678", "--page-size", "3"],
         ["--dry-run"],
         ["--page-size", "500"],
         ["--starting-token", "nonsense"],
