@@ -204,8 +204,8 @@ class _Rows:
         tasks = []
         for entry in entries:
             task = entry.task
-            if task.task_id not in self._sent and self._selection.matches(task):
-                self._sent.add(task.task_id)
+            if entry.task_id not in self._sent and self._selection.matches(task):
+                self._sent.add(entry.task_id)
                 tasks.append(self._part.target.named(task))
         target = self._part.target.message()
         for start in range(0, len(tasks), STREAM_PAGE_TASKS):

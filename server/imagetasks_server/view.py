@@ -88,13 +88,19 @@ class Entry:
     order: Order
     created: int
     changed: int
-    transitions: list[tuple[int, str]] = field(default_factory=list)
-    gaps: list[tuple[int, int]] = field(default_factory=list)
+    # Tuples: nearly all are empty, and share one.
+    transitions: tuple[tuple[int, str], ...] = ()
+    gaps: tuple[tuple[int, int], ...] = ()
     pace: Pace | None = None
     listed_at: float = 0.0
     absent_since: float | None = None
     removed: "pb.TaskChange.RemovalReason.ValueType | None" = None
     removed_at: float = 0.0
+
+    @property
+    def task_id(self) -> str:
+        """The task's: one string wherever it is kept. Each look at the message's own makes another."""
+        return self.order[2]
 
     def lived_at(self, revision: int) -> bool:
         """Whether it was listed as of a revision."""
@@ -218,8 +224,8 @@ class View:
         for task in tasks:
             entry = self._apply(task, listing)
             # Listed again because the list moved meanwhile: perhaps newer, never a second row.
-            if task.task_id not in listing.listed:
-                listing.listed.add(task.task_id)
+            if entry.task_id not in listing.listed:
+                listing.listed.add(entry.task_id)
                 entries.append(entry)
         self.publish()
         return entries
@@ -274,20 +280,20 @@ class View:
         self._keep_pace(entry, task, listing)
         if self.read_time is not None and entry.order > started_at(self.read_time - LATE_SECONDS):
             self._contradict(listing)
-        self._entries[task.task_id] = entry
+        self._entries[entry.task_id] = entry
         if task.store_task_state not in _ENDED:
-            self._unfinished[task.task_id] = entry
+            self._unfinished[entry.task_id] = entry
         self._listed = self._newest = None
         return entry
 
     def _revive(self, entry: Entry) -> None:
         gone = entry.changed
         self._touch(entry)
-        entry.gaps.append((gone, entry.changed))
+        entry.gaps = (*entry.gaps, (gone, entry.changed))
         entry.removed = None
         self._tombstones -= 1
         if entry.task.store_task_state not in _ENDED:
-            self._unfinished[entry.task.task_id] = entry
+            self._unfinished[entry.task_id] = entry
         self._listed = self._newest = None
 
     def _keep_pace(self, entry: Entry, task: pb.StoreImageTaskResult, listing: Listing) -> None:
@@ -311,16 +317,16 @@ class View:
         self._touch(entry)
         before, after = entry.task.ec2_store_task_state, task.ec2_store_task_state
         if before != after:
-            entry.transitions.append((entry.changed, before))
+            entry.transitions = (*entry.transitions, (entry.changed, before))
         if task.store_task_state in _ENDED:
-            self._unfinished.pop(task.task_id, None)
+            self._unfinished.pop(entry.task_id, None)
         else:
-            self._unfinished[task.task_id] = entry
+            self._unfinished[entry.task_id] = entry
         entry.task = task
 
     def _touch(self, entry: Entry) -> None:
         self.revision = entry.changed = self._revisions.take()
-        self._entries[entry.task.task_id] = self._entries.pop(entry.task.task_id)
+        self._entries[entry.task_id] = self._entries.pop(entry.task_id)
 
     def _miss(self, listing: Listing) -> None:
         # A read that runs slowly is no witness against what a later one has listed.
@@ -336,7 +342,7 @@ class View:
     def _remove(self, entry: Entry, reason: "pb.TaskChange.RemovalReason.ValueType", started: float) -> None:
         self._touch(entry)
         entry.removed, entry.removed_at = reason, started
-        self._unfinished.pop(entry.task.task_id, None)
+        self._unfinished.pop(entry.task_id, None)
         self._tombstones += 1
         self._listed = self._newest = None
 
