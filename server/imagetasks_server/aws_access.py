@@ -13,11 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeAlias
 
 import aiobotocore.credentials
-import aiobotocore.session
 
 from imagetasks_server.account_settings import Access
 from imagetasks_server.aws_credentials import Credentials
-from imagetasks_server.aws_models import SlimLoader
+from imagetasks_server.aws_models import SlimLoader, slim_session
 from imagetasks_server.aws_parser import ParserFactory
 from imagetasks_server.aws_session import AwsSession
 from imagetasks_server.aws_tls import SharedTlsConfig
@@ -89,7 +88,7 @@ class AwsSessions:
 
     def _core(self, access: Access) -> Any:
         """Botocore's session, set up as all of ours are."""
-        core = aiobotocore.session.get_session()
+        core = slim_session()
         core.register_component("data_loader", self._loader)
         core.register_component("response_parser_factory", self._parsers)
         options = dict(self._options)

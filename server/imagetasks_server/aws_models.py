@@ -7,6 +7,8 @@ import contextlib
 from datetime import datetime
 from typing import Any, Final
 
+from aiobotocore.session import AioSession
+from botocore.handlers import BUILTIN_HANDLERS, REGISTER_FIRST, REGISTER_LAST
 from botocore.loaders import Loader
 from botocore.utils import parse_timestamp
 
@@ -63,6 +65,21 @@ def _slim(model: dict[str, Any], operations: tuple[str, ...]) -> dict[str, Any]:
         inner = (*shape.get("members", {}).values(), *(shape.get(k) for k in ("member", "key", "value")))
         todo.extend(part["shape"] for part in inner if part)
     return {**model, "operations": kept, "shapes": shapes}
+
+
+def slim_session() -> Any:
+    """Botocore's session, without what it does for services that nobody here calls.
+
+    Each client copies all of that: it would be half of what a client weighs.
+    """
+    session = AioSession(include_builtin_handlers=False)
+    events = session.get_component("event_emitter")
+    register = {REGISTER_FIRST: events.register_first, REGISTER_LAST: events.register_last}
+    for event, handler, *place in BUILTIN_HANDLERS:
+        what, _, of = event.partition(".")
+        if what != "docs" and (not of or of.split(".")[0] in {*OPERATIONS, "*"}):
+            register.get(place[0] if place else None, events.register)(event, handler)
+    return session
 
 
 def parse_time(value: str | float) -> datetime:
