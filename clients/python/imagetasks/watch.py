@@ -1,6 +1,7 @@
 """A watch for an application: it opens calls, reads them, and does what `watching` says next."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -16,13 +17,15 @@ from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.watching import Change, Place, Stale, Watched
 
 
-class _Held:
+class Held:
     """What both watches show of what they hold."""
 
     def __init__(self, selector: pb.TaskSelector) -> None:
         self._watched = Watched(selector)
         self._ready: deque[Change] = deque()
         self._closed = False
+        self._pause = 0.0
+        self._last_error: errors.Error | None = None
 
     @property
     def tasks(self) -> Mapping[str, pb.StoreImageTaskResult]:
@@ -54,20 +57,26 @@ class _Held:
         """Whether it is connected and has heard of every target."""
         return self._watched.is_caught_up
 
+    @property
+    def last_error(self) -> errors.Error | None:
+        """What the newest interruption was for; None: the gateway closed the stream, or fell silent."""
+        return self._last_error
+
     def _received(self, message: pb.WatchStoreImageTasksResponse) -> bool:
         """Takes a message; whether the call goes on."""
         self._ready.extend(self._watched.received(message, time.monotonic()))
         return message.WhichOneof("event") != "closing"
 
-    def _interrupted(self, error: errors.Error | None) -> float:
+    def _interrupted(self, error: errors.Error | None) -> None:
+        self._last_error = error
         try:
-            return self._watched.interrupted(error, time.monotonic())
+            self._pause = self._watched.interrupted(error, time.monotonic())
         except errors.Error:
             self._closed = True
             raise
 
 
-class Watch(_Held):
+class Watch(Held):
     """The answer to `watch`: an asynchronous iterator over changes.
 
     Leaving `async with` or `aclose()` ends it at the gateway, and it yields nothing more. Cancelling the task
@@ -121,7 +130,9 @@ class Watch(_Held):
         return changes
 
     async def _step(self) -> bool:
-        """One message, or one interruption with its pause; False when closed."""
+        """One message or one interruption; False when closed."""
+        if self._call is None:
+            await self._wait_a_little()
         if self._closed:
             return False
         error = None
@@ -141,19 +152,21 @@ class Watch(_Held):
             if not self._closed or (task is not None and task.cancelling()):
                 self._hang_up()
                 self._interrupted(None)
+                # Not the gateway's fault.
+                self._pause = 0.0
                 raise
         if self._closed:
             return False
         self._hang_up()
-        await self._pause(self._interrupted(error))
-        return not self._closed
+        self._interrupted(error)
+        return True
 
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._left.wait()
-        except TimeoutError:
-            pass
+    async def _wait_a_little(self) -> None:
+        if self._pause:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause):
+                    await self._left.wait()
+        self._pause = 0.0
 
     def _hang_up(self) -> None:
         call, self._call = self._call, None
@@ -161,7 +174,7 @@ class Watch(_Held):
             call.cancel()
 
 
-class BlockingWatch(_Held):
+class BlockingWatch(Held):
     """The answer to `watch`: an iterator over changes.
 
     Leaving `with` or `close()`, from any thread, ends it at the gateway, and it yields nothing more.
@@ -215,7 +228,9 @@ class BlockingWatch(_Held):
         return changes
 
     def _step(self) -> bool:
-        """One message, or one interruption with its pause; False when closed."""
+        """One message or one interruption; False when closed."""
+        if self._call is None and not self._closed:
+            self._left.wait(self._pause)
         if self._closed:
             return False
         if self._call is None:
@@ -241,5 +256,5 @@ class BlockingWatch(_Held):
             return True
         self._call.cancel()
         self._call = None
-        self._left.wait(self._interrupted(error))
-        return not self._closed
+        self._interrupted(error)
+        return True

@@ -13,6 +13,7 @@ from typing import Protocol, cast
 # In the order of the help.
 COMMANDS = {
     "stream": "store tasks of all accounts and Regions, printed as each Region answers",
+    "watch": "store tasks as they progress: a live table, or a line for each change",
     "targets": "the accounts and Regions that can be asked, and how the gateway stands with each",
     "ec2": "the AWS CLI's own words: imagetasks ec2 describe-store-image-tasks ...",
     "protoset": "the path of the contract's descriptor set, for grpcurl and the like",

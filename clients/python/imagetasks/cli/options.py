@@ -64,6 +64,22 @@ def parser(command: str, description: str, epilog: str) -> argparse.ArgumentPars
 
 def add_selection(made: argparse.ArgumentParser) -> None:
     """Adds the options that say which tasks, and how fresh."""
+    tasks = add_tasks(made)
+    tasks.add_argument(
+        "--max-age",
+        type=_not_negative,
+        metavar="SECONDS",
+        help="how old the answer may be; 0: read anew (default: the gateway's)",
+    )
+    tasks.add_argument(
+        "--forbid-stale",
+        action="store_true",
+        help="a target that cannot be read now fails, in place of showing what was last known of it",
+    )
+
+
+def add_tasks(made: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the options that say which tasks."""
     tasks = made.add_argument_group("which tasks")
     tasks.add_argument(
         "--image-ids",
@@ -82,17 +98,7 @@ def add_selection(made: argparse.ArgumentParser) -> None:
         metavar="Name=NAME,Values=VALUE[,VALUE...]",
         help="EC2's filters: task-state (InProgress, Completed, Failed) and bucket; * and ? are wildcards",
     )
-    tasks.add_argument(
-        "--max-age",
-        type=_not_negative,
-        metavar="SECONDS",
-        help="how old the answer may be; 0: read anew (default: the gateway's)",
-    )
-    tasks.add_argument(
-        "--forbid-stale",
-        action="store_true",
-        help="a target that cannot be read now fails, in place of showing what was last known of it",
-    )
+    return tasks
 
 
 @contextmanager

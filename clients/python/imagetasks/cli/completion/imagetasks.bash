@@ -1,10 +1,11 @@
 # Completes the words of imagetasks. A test holds it to the parsers.
 
-_imagetasks_commands="stream targets ec2 protoset completion --help --version"
+_imagetasks_commands="stream watch targets ec2 protoset completion --help --version"
 _imagetasks_shared="--output --accounts --regions --endpoint-url --timeout --ca-bundle --client-certificate
 --client-key --token-file --help"
 _imagetasks_stream="--image-ids --filters --max-age --forbid-stale"
-_imagetasks_ec2_commands="describe-store-image-tasks help"
+_imagetasks_watch="--image-ids --filters --exec --until-done"
+_imagetasks_ec2_commands="describe-store-image-tasks wait help"
 _imagetasks_ec2_global="--debug --endpoint-url --no-verify-ssl --no-paginate --output --query --profile --region
 --version --color --no-sign-request --ca-bundle --cli-read-timeout --cli-connect-timeout --show-targets --max-age
 --forbid-stale --token-file --client-certificate --client-key --help"
@@ -16,7 +17,7 @@ _imagetasks() {
   COMPREPLY=()
   for ((place = 1; place < COMP_CWORD; place++)); do
     case ${COMP_WORDS[place]} in
-      stream | targets | ec2 | protoset | completion) command=${COMP_WORDS[place]} && break ;;
+      stream | watch | targets | ec2 | protoset | completion) command=${COMP_WORDS[place]} && break ;;
     esac
   done
   case $command:$before in
@@ -24,7 +25,7 @@ _imagetasks() {
     *:--output) words="table json" ;;
     ec2:--color) words="on off auto" ;;
     ec2:--generate-cli-skeleton) words="input output" ;;
-    ec2:--filters | stream:--filters)
+    ec2:--filters | stream:--filters | watch:--filters)
       words="Name=task-state,Values=InProgress Name=task-state,Values=Completed Name=task-state,Values=Failed
         Name=bucket,Values=" ;;
     ec2:--region) words="all" ;;
@@ -32,12 +33,17 @@ _imagetasks() {
       return ;; # the shell's own: files
     :*) words=$_imagetasks_commands ;;
     stream:*) words="$_imagetasks_shared $_imagetasks_stream" ;;
+    watch:*) words="$_imagetasks_shared $_imagetasks_watch" ;;
     targets:*) words=$_imagetasks_shared ;;
     completion:*) words="bash zsh --help" ;;
     protoset:*) words="--help" ;;
     ec2:*)
       words="$_imagetasks_ec2_commands $_imagetasks_ec2_global"
       for ((; place < COMP_CWORD; place++)); do
+        if [[ ${COMP_WORDS[place]} == wait ]]; then
+          words="store-image-task-complete --image-ids --dry-run --no-dry-run --filters --cli-input-json --timeout
+            --generate-cli-skeleton help $_imagetasks_ec2_global"
+        fi
         if [[ ${COMP_WORDS[place]} == describe-store-image-tasks ]]; then
           words="$_imagetasks_ec2_describe $_imagetasks_ec2_global"
         fi
