@@ -17,6 +17,7 @@ GROUP = "ec2"
 # Module names by command; in the order of the help.
 COMMANDS = {
     "describe-store-image-tasks": "describe",
+    "wait": "wait",
 }
 
 FAILED = 255

@@ -32,31 +32,48 @@ def run(words: list[str], chosen: argparse.Namespace, own: argparse.Namespace) -
     Raises:
         Failure: It ends with a text on stderr.
     """
-    options, strange = _parse(words)
+    options, strange = parse(words, command_parser())
     if options.help == "help":
         from imagetasks.cli.ec2 import manual  # noqa: PLC0415
 
         return manual.show(NAME)
+    given, paginate = read(options, strange, chosen)
+    if options.generate_cli_skeleton:
+        return write_skeleton(options, given, chosen)
+    return _ask(given, chosen, own, paginate=paginate)
+
+
+def read(
+    options: argparse.Namespace, strange: list[str], chosen: argparse.Namespace
+) -> tuple[dict[str, Any], bool]:
+    """EC2's parameters of a command line, and whether it is paginated.
+
+    Raises:
+        Failure: They cannot be read.
+    """
     if strange:
         raise UnknownOptions(f"Unknown options: {', '.join(strange)}")
     paginate = _is_paginated(options, paginate=chosen.paginate)
     given = _parameters(options)
     if options.cli_input_json is not None:
         parameter.add_input_json(given, options.cli_input_json)
+    return given, paginate
+
+
+def write_skeleton(options: argparse.Namespace, given: dict[str, Any], chosen: argparse.Namespace) -> int:
+    """Prints what --generate-cli-skeleton asks for."""
     if options.generate_cli_skeleton == "output":
         return _write_sample(given, chosen)
-    if options.generate_cli_skeleton:
-        from imagetasks.cli.ec2 import formatting  # noqa: PLC0415
+    from imagetasks.cli.ec2 import formatting  # noqa: PLC0415
 
-        formatting.write_skeleton(sample_input())
-        return OK
-    return _ask(given, chosen, own, paginate=paginate)
+    formatting.write_skeleton(sample_input())
+    return OK
 
 
-def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse(words: list[str], parser: Parser) -> tuple[argparse.Namespace, list[str]]:
+    """A command's own options, and the words that mean nothing."""
     if words == ["help"]:
         return argparse.Namespace(help="help"), []
-    parser = command_parser()
     options, strange = parser.parse_known_args(words)
     if options.help is not None and options.help != "help":
         strange.append(options.help)

@@ -1,6 +1,6 @@
 """What ends a command, each with the text that the AWS CLI would print."""
 
-from imagetasks.cli.ec2.model import OPERATION
+from imagetasks.cli.ec2.model import OPERATION, WAITER
 
 
 class Failure(Exception):
@@ -26,6 +26,8 @@ class ServiceError(Failure):
         super().__init__(
             f"An error occurred ({code}) when calling the {OPERATION} operation{where}: {message}"
         )
+        self.code = code
+        self.message = message
 
 
 class PagingError(Failure):
@@ -33,3 +35,10 @@ class PagingError(Failure):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"Error during pagination: {problem}")
+
+
+class WaiterError(Failure):
+    """A wait ends without what was waited for."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Waiter {WAITER} failed: {reason}")

@@ -4,8 +4,8 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
@@ -15,6 +15,9 @@ from imagetasks.cli.ec2.model import OPERATION, RESULTS
 from imagetasks.cli.ec2.scope import Scope
 from imagetasks.outcomes import Outcomes
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+
+if TYPE_CHECKING:
+    from imagetasks.watch import BlockingWatch
 
 # A terminal is told after this many seconds what is waited for, and then each second.
 _SILENT_SECONDS = 0.5
@@ -63,6 +66,23 @@ class Gateway:
         Raises:
             Failure: As EC2 would, or the gateway cannot be asked.
         """
+        response = self.page(parameters)
+        page: dict[str, Any] = {
+            RESULTS: [
+                members.of_task(task, show_target=self._show_targets)
+                for task in response.store_image_task_results
+            ]
+        }
+        if response.HasField("next_token"):
+            page["NextToken"] = response.next_token
+        return page
+
+    def page(self, parameters: dict[str, Any]) -> pb.DescribeStoreImageTasksResponse:
+        """One page, as the gateway answers.
+
+        Raises:
+            Failure: As EC2 would, or the gateway cannot be asked.
+        """
         request = requests.describe(parameters, self._scope, self.unasked_page)
         began = time.monotonic()
         try:
@@ -74,15 +94,17 @@ class Gateway:
             raise Failure("\n".join(map(_permission, response.target_outcomes)))
         self._outcomes.add(response.target_outcomes)
         self._seen += len(response.store_image_task_results)
-        page: dict[str, Any] = {
-            RESULTS: [
-                members.of_task(task, show_target=self._show_targets)
-                for task in response.store_image_task_results
-            ]
-        }
-        if response.HasField("next_token"):
-            page["NextToken"] = response.next_token
-        return page
+        return response
+
+    def watch(self, image_ids: Iterable[str]) -> "BlockingWatch":
+        """Every change of these AMIs' tasks."""
+        from imagetasks.watch import BlockingWatch  # noqa: PLC0415 - for waits only
+
+        selector = pb.TaskSelector(
+            accounts=self._scope.accounts, regions=self._scope.regions, image_ids=image_ids
+        )
+        stub, metadata = self._connection.stub, self._connection.metadata
+        return BlockingWatch(lambda request: stub.WatchStoreImageTasks(request, metadata=metadata), selector)
 
     def troubles(self) -> Iterator[tuple[str, bool]]:
         """What is to be said on stderr of targets that failed or are stale, and whether they failed."""

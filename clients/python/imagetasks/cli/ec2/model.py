@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 OPERATION = "DescribeStoreImageTasks"
+WAITER = "StoreImageTaskComplete"
 RESULTS = "StoreImageTaskResults"
 
 
