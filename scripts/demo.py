@@ -1,9 +1,9 @@
 """`make run`: the gateway on a sandbox, and what it tells, in one terminal.
 
-Starts `imagetasks-server --sandbox`, prints the tasks of each target as it answers and the lines to type in
-another terminal, then asks again every few seconds: on a terminal the tasks in progress stand in a table
-that is redrawn, elsewhere each change is a line. Ends by itself after `RUN_SECONDS`, if that is set, and ends
-everything that it started.
+Starts `imagetasks-server --sandbox` and watches: prints the tasks of each target as it is covered and the
+lines to type in another terminal, then what changes: on a terminal the tasks in progress stand in the table
+of `imagetasks watch`, elsewhere each change is a line. Ends by itself after `RUN_SECONDS`, if that is set,
+and ends everything that it started.
 """
 
 import asyncio
@@ -17,8 +17,7 @@ import shutil
 import signal
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,24 +26,21 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 import imagetasks
+from imagetasks.cli.board import STYLES, Board, summary
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 
 PORT = 50051
 SPEED = 4  # A store takes half a minute, so that some end while one looks.
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0  # The gateway gives calls under way 10 s, and the sandbox 5 s.
-ROUND_SECONDS = 3.0
-REDRAW_SECONDS = 0.1
+REDRAWS_PER_SECOND = 4.0
 SHOWN_PER_TARGET = 3
 LOG_LINES = 20
 
 SERVICE = "imagetasks.v1.StoreImageTaskService"
-STYLES = {"InProgress": "cyan", "Completed": "green", "Failed": "red"}
 
 
 class _Console(Console):
@@ -206,90 +202,80 @@ async def _check_health(address: str) -> None:
 
 
 async def _show(console: Console, address: str) -> None:
-    """Asks again and again, until cancelled."""
-    board = _Board(console)
+    """Watches, until cancelled."""
     async with imagetasks.connect(address) as client:
         known = len((await client.targets()).targets)
         console.print(f"The gateway listens on {address} and asks {known} targets:\n")
-        await board.round(client, board.first_answer)
-        with board.live(_hints(address)):
-            while True:
-                next_round = time.monotonic() + ROUND_SECONDS
-                await board.round(client, board.later_answer)
-                await asyncio.sleep(next_round - time.monotonic())
+        async with client.watch() as watch:
+            news = _News(console, watch)
+            while not news.is_complete and (changes := await watch.heard()) is not None:
+                news.tell(changes)
+            with _live(console, watch, _hints(address)) as board:
+                while (changes := await watch.heard()) is not None:
+                    if board is not None:
+                        board.update(watch, changes)
+                    news.tell(changes, progress=board is None)
 
 
-class _Board:
-    """What has been shown of the tasks, and what is new in an answer."""
+@contextlib.contextmanager
+def _live(console: Console, watch: imagetasks.Watch, hints: str) -> Iterator[Board | None]:
+    """On a terminal keeps hints and the table below all else; elsewhere prints the hints."""
+    if not console.is_terminal:
+        console.print(hints, soft_wrap=True)
+        yield None
+        return
+    text = Text(hints)
+    # The hints, and a few of the lines above.
+    board = Board(console, reserved=len(text.wrap(console, console.width)) + 2)
+    board.update(watch, ())
+    with Live(
+        console=console,
+        get_renderable=lambda: Group(text, board.draw()),
+        refresh_per_second=REDRAWS_PER_SECOND,
+        transient=True,
+    ):
+        yield board
 
-    def __init__(self, console: Console) -> None:
+
+class _News:
+    """A heading for each target when its tasks are known, and then a line for each change."""
+
+    def __init__(self, console: Console, watch: imagetasks.Watch) -> None:
         self._console = console
-        self._tasks: dict[str, pb.StoreImageTaskResult] = {}
-        self._table: Live | None = None
-        self._hints = ""
-        self._drawn = 0.0
-        self._read = ""
+        self._watch = watch
+        self._told: set[tuple[str, str]] = set()
 
-    @contextlib.contextmanager
-    def live(self, hints: str) -> Iterator[None]:
-        """On a terminal keeps hints and the tasks in progress below all else; elsewhere prints the hints."""
-        self._hints = hints
-        if not self._console.is_terminal:
-            self._console.print(hints, soft_wrap=True)
-            yield
+    @property
+    def is_complete(self) -> bool:
+        """Every target has been told of."""
+        return self._watch.is_live and self._watch.targets <= self._told
+
+    def tell(self, changes: Iterable[imagetasks.Change], *, progress: bool = True) -> None:
+        """Prints what is new; of a task that only comes along, if asked."""
+        for place in sorted((self._watch.covered | self._watch.stale.keys()) - self._told):
+            self._told.add(place)
+            self._tell_target(place)
+        for change in changes:
+            if change.is_first:
+                continue
+            if change.has_ended:
+                self._print(_line(change.task, "ended"))
+            elif change.before is None:
+                self._print(_line(change.task, "new"))
+            elif progress and change.task.progress_percentage != change.before.progress_percentage:
+                self._print(_line(change.task, f"was {change.before.progress_percentage}%"))
+
+    def _tell_target(self, place: tuple[str, str]) -> None:
+        name = "/".join(place)
+        stale = self._watch.stale.get(place)
+        if stale is not None:
+            self._print(Text(f"{name}: {stale.error.message}", "yellow"))
             return
-        with Live(self._draw(), console=self._console, auto_refresh=False, transient=True) as self._table:
-            yield
-
-    async def round(
-        self,
-        client: imagetasks.Client,
-        on_answer: Callable[[pb.TargetOutcome, list[pb.StoreImageTaskResult]], None],
-    ) -> None:
-        """Asks all targets once and hands over each one's tasks when it has answered."""
-        pages: dict[tuple[str, str], list[pb.StoreImageTaskResult]] = collections.defaultdict(list)
-        async with client.stream(max_age=ROUND_SECONDS, timeout=START_SECONDS) as events:
-            async for event in events:
-                kind = event.WhichOneof("event")
-                if kind == "page":
-                    target = event.page.target
-                    pages[target.account, target.region] += event.page.store_image_task_results
-                elif kind == "outcome":
-                    target = event.outcome.target
-                    on_answer(event.outcome, pages.pop((target.account, target.region), []))
-                    self._redraw()
-                elif kind == "summary":
-                    self._read = f"{event.summary.target_count} targets, {event.summary.task_count} tasks"
-        self._redraw(at_once=True)
-
-    def first_answer(self, outcome: pb.TargetOutcome, tasks: list[pb.StoreImageTaskResult]) -> None:
-        """A heading for the target, and its newest tasks."""
-        name = f"{outcome.target.account}/{outcome.target.region}"
-        if outcome.HasField("status"):
-            self._print(Text(f"{name}: {outcome.status.message}", "yellow"))
-            return
-        counts = collections.Counter(_state(task) for task in tasks)
-        told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-        self._print(Text(f"{name}: {told or 'no tasks'}", "bold"))
+        tasks = [task for task in self._watch.tasks.values() if (task.account, task.region) == place]
+        tasks.sort(key=lambda task: task.task_start_time.ToNanoseconds(), reverse=True)
+        self._print(Text(f"{name}: {summary(tasks)}", "bold"))
         for task in tasks[:SHOWN_PER_TARGET]:
             self._print(_line(task))
-        self._remember(tasks)
-
-    def later_answer(self, outcome: pb.TargetOutcome, tasks: list[pb.StoreImageTaskResult]) -> None:
-        """A line for each task that is new, has ended or, where there is no table, has progressed."""
-        del outcome
-        for task in reversed(tasks):
-            before = self._tasks.get(task.task_id)
-            if before is None:
-                self._print(_line(task, "new"))
-            elif _state(before) != _state(task):
-                self._print(_line(task, "ended"))
-            elif before.progress_percentage != task.progress_percentage and self._table is None:
-                self._print(_line(task, f"was {before.progress_percentage}%"))
-        self._remember(tasks)
-
-    def _remember(self, tasks: list[pb.StoreImageTaskResult]) -> None:
-        self._tasks |= {task.task_id: task for task in tasks}
 
     def _print(self, line: Text) -> None:
         # A line of a terminal each; a file takes lines of any length.
@@ -297,34 +283,6 @@ class _Board:
         self._console.print(
             line, no_wrap=terminal, overflow="ellipsis" if terminal else None, soft_wrap=not terminal
         )
-
-    def _redraw(self, *, at_once: bool = False) -> None:
-        now = time.monotonic()
-        if self._table is not None and (at_once or now - self._drawn >= REDRAW_SECONDS):
-            self._drawn = now
-            self._table.update(self._draw(), refresh=True)
-
-    def _draw(self) -> Group:
-        table = Table(
-            box=None,
-            title=f"In progress now ({self._read}; Ctrl-C ends)",
-            title_justify="left",
-            caption_justify="left",
-            pad_edge=False,
-        )
-        for heading in ("ACCOUNT", "REGION", "AMI", "", "PROGRESS"):
-            table.add_column(heading, no_wrap=True, justify="right" if heading == "PROGRESS" else "left")
-        running = [task for task in self._tasks.values() if _state(task) == "InProgress"]
-        running.sort(key=lambda task: (task.account, task.region, task.ami_id))
-        hints = Text(self._hints)
-        # The table's title, heading and caption fit too, and a few of the lines above.
-        room = max(1, self._console.height - len(hints.wrap(self._console, self._console.width)) - 7)
-        for task in running[:room]:
-            bar = ProgressBar(total=100, completed=task.progress_percentage, width=20)
-            table.add_row(task.account, task.region, task.ami_id, bar, f"{task.progress_percentage}%")
-        if len(running) > room:
-            table.caption = f"and {len(running) - room} more"
-        return Group(hints, table)
 
 
 def _line(task: pb.StoreImageTaskResult, note: str = "") -> Text:
@@ -351,6 +309,7 @@ def _hints(address: str) -> str:
     busy = f"Port {PORT} was taken, so this gateway is on another one.\n" if endpoint else ""
     lines = [
         f"{command} stream{endpoint} --filters Name=task-state,Values=InProgress",
+        f"{command} watch{endpoint}",
         f"{command} targets{endpoint}",
         f"grpcurl -plaintext {address} list",
         f"grpcurl -plaintext {address} {SERVICE}/ListTargets",

@@ -108,7 +108,8 @@ def test_a_task_on_the_second_page_is_waited_for(stage: Stage) -> None:
     assert late.code == 255
     assert late.stderr == (
         "\nWaiter StoreImageTaskComplete failed: Max attempts exceeded. Previously accepted state: "
-        'For expression "StoreImageTaskResults[].StoreTaskState" we matched expected path: "InProgress" at least once\n'
+        'For expression "StoreImageTaskResults[].StoreTaskState" we matched expected path: "InProgress" '
+        "at least once\n"
     )
 
 

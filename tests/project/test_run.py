@@ -89,7 +89,7 @@ def test_without_a_terminal_it_prints_plain_lines_and_ends_by_itself(mark: str) 
     done = subprocess.run(
         MAKE,
         cwd=ROOT,
-        env=environment(mark, seconds="6"),
+        env=environment(mark, seconds="9"),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
