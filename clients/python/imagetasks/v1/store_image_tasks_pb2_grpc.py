@@ -30,7 +30,8 @@ class StoreImageTaskServiceStub:
 
     Errors. Every error of every method carries a google.rpc.ErrorInfo with
     domain "imagetasks", a reason from ErrorReason (without its prefix), and as
-    metadata, where they apply, "account", "region", "awsErrorCode" and
+    metadata, where they apply, "account", "region", "awsErrorCode",
+    "awsErrorMessage" (AWS's own text, where the message says it otherwise) and
     "awsRequestId". An INVALID_ARGUMENT carries a google.rpc.BadRequest that names
     the field. Where waiting helps, a google.rpc.RetryInfo says how long.
 
@@ -80,7 +81,8 @@ class StoreImageTaskServiceServicer:
 
     Errors. Every error of every method carries a google.rpc.ErrorInfo with
     domain "imagetasks", a reason from ErrorReason (without its prefix), and as
-    metadata, where they apply, "account", "region", "awsErrorCode" and
+    metadata, where they apply, "account", "region", "awsErrorCode",
+    "awsErrorMessage" (AWS's own text, where the message says it otherwise) and
     "awsRequestId". An INVALID_ARGUMENT carries a google.rpc.BadRequest that names
     the field. Where waiting helps, a google.rpc.RetryInfo says how long.
 
@@ -210,7 +212,8 @@ class StoreImageTaskService:
 
     Errors. Every error of every method carries a google.rpc.ErrorInfo with
     domain "imagetasks", a reason from ErrorReason (without its prefix), and as
-    metadata, where they apply, "account", "region", "awsErrorCode" and
+    metadata, where they apply, "account", "region", "awsErrorCode",
+    "awsErrorMessage" (AWS's own text, where the message says it otherwise) and
     "awsRequestId". An INVALID_ARGUMENT carries a google.rpc.BadRequest that names
     the field. Where waiting helps, a google.rpc.RetryInfo says how long.
 

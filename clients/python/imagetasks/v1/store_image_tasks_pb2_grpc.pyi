@@ -45,7 +45,8 @@ class StoreImageTaskServiceStub:
 
     Errors. Every error of every method carries a google.rpc.ErrorInfo with
     domain "imagetasks", a reason from ErrorReason (without its prefix), and as
-    metadata, where they apply, "account", "region", "awsErrorCode" and
+    metadata, where they apply, "account", "region", "awsErrorCode",
+    "awsErrorMessage" (AWS's own text, where the message says it otherwise) and
     "awsRequestId". An INVALID_ARGUMENT carries a google.rpc.BadRequest that names
     the field. Where waiting helps, a google.rpc.RetryInfo says how long.
 
@@ -125,7 +126,8 @@ class StoreImageTaskServiceAsyncStub(StoreImageTaskServiceStub):
 
     Errors. Every error of every method carries a google.rpc.ErrorInfo with
     domain "imagetasks", a reason from ErrorReason (without its prefix), and as
-    metadata, where they apply, "account", "region", "awsErrorCode" and
+    metadata, where they apply, "account", "region", "awsErrorCode",
+    "awsErrorMessage" (AWS's own text, where the message says it otherwise) and
     "awsRequestId". An INVALID_ARGUMENT carries a google.rpc.BadRequest that names
     the field. Where waiting helps, a google.rpc.RetryInfo says how long.
 
@@ -201,7 +203,8 @@ class StoreImageTaskServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors. Every error of every method carries a google.rpc.ErrorInfo with
     domain "imagetasks", a reason from ErrorReason (without its prefix), and as
-    metadata, where they apply, "account", "region", "awsErrorCode" and
+    metadata, where they apply, "account", "region", "awsErrorCode",
+    "awsErrorMessage" (AWS's own text, where the message says it otherwise) and
     "awsRequestId". An INVALID_ARGUMENT carries a google.rpc.BadRequest that names
     the field. Where waiting helps, a google.rpc.RetryInfo says how long.
 
