@@ -61,7 +61,7 @@ def open_ended(*messages: Event) -> Respond:
 
 
 def tokens(gateway: ScriptedGateway) -> list[str]:
-    return [call.request.resume_token for call in gateway.calls if call.method == "watch"]  # type: ignore[attr-defined]
+    return [call.request.resume_token for call in gateway.calls if call.method == "watch"]
 
 
 async def take(watch: Any, count: int) -> list[tuple[str, int]]:
@@ -98,7 +98,7 @@ async def test_a_watch_goes_on_where_it_was(gateway: ScriptedGateway, client: An
         assert watch.is_live
         assert [task.progress_percentage for task in watch.tasks.values()] == [11]
     assert tokens(gateway) == ["", "s"]
-    assert [call.request.selector.regions for call in gateway.calls] == [["eu-central-1"]] * 2  # type: ignore[attr-defined]
+    assert [call.request.selector.regions for call in gateway.calls] == [["eu-central-1"]] * 2
 
 
 async def test_a_silent_connection_is_replaced(gateway: ScriptedGateway, client: Any) -> None:
