@@ -122,7 +122,7 @@ async def ours(accounts: int) -> tuple[list[Any], Any]:
         aws = Aws(settings, builders)
         opened = [await asyncio.to_thread(aws.open, each) for each in settings.accounts]
         clients = [
-            await each._session.client("ec2", region)  # noqa: SLF001  # nothing else needs it
+            await each._session.client("ec2", region)  # nothing else needs it
             for each in opened
             for region in REGIONS
         ]
