@@ -1,0 +1,181 @@
+"""Faults seeded into the server's own code, each with the validator that must catch it."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+from unittest import mock
+
+import validators
+from history import History
+
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.follow import Change, Followed, Group, Subscription
+from imagetasks_server.poller import Poller
+from imagetasks_server.view import Entry
+from imagetasks_server.watching import Response, Watching, _Line
+
+ENDED: Final = {pb.STORE_TASK_STATE_COMPLETED, pb.STORE_TASK_STATE_FAILED}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault.
+
+    Attributes:
+        name: What it does wrong.
+        validator: Who catches it.
+        owner: Where it is seeded.
+        method: The method that it replaces.
+        make: From the method to the faulty one.
+    """
+
+    name: str
+    validator: Callable[[History], Iterable[str]]
+    owner: type
+    method: str
+    make: Callable[[Any], Any]
+
+    @contextlib.contextmanager
+    def seeded(self) -> Iterator[None]:
+        with mock.patch.object(self.owner, self.method, self.make(getattr(self.owner, self.method))):
+            yield
+
+
+def progress_ahead_of_events(token: Any) -> Any:
+    def ahead(line: Any) -> Any:
+        line._subscription.revision += 1
+        try:
+            return token(line)
+        finally:
+            line._subscription.revision -= 1
+
+    return ahead
+
+
+def back_in_time(change: Any) -> Any:
+    older: dict[str, Any] = {}
+
+    def changed(self: Any, followed: Followed, kind: Any, entry: Entry, *reason: Any) -> Change:
+        made: Change = change(self, followed, kind, entry, *reason)
+        before = older.setdefault(made.task.task_id, made.task)
+        return Change(made.type, before, made.reason) if entry.changed % 2 else made
+
+    return changed
+
+
+def duplicates_after_resume(init: Any) -> Any:
+    def begin(self: Any, *args: Any, revision: int = 0, **more: Any) -> None:
+        init(self, *args, revision=max(0, revision - 3), **more)
+
+    return begin
+
+
+def without(lost: Callable[[Change], bool]) -> Any:
+    def make(news: Any) -> Any:
+        def some(self: Any, followed: Followed) -> Any:
+            return [(number, change) for number, change in news(self, followed) if not lost(change)]
+
+        return some
+
+    return make
+
+
+def half_a_group(gather: Any) -> Any:
+    def half(self: Any) -> Group:
+        group: Group = gather(self)
+        if len(group.changes) > 1 and not group.covered:
+            group.changes = group.changes[::2]
+        return group
+
+    return half
+
+
+def token_from_the_future(covered: Any) -> Any:
+    def taken(self: Any, token: Any, resolution: Any) -> Any:
+        with mock.patch.object(type(self._followers), "revision", 1 << 60):
+            return covered(self, token, resolution)
+
+    return taken
+
+
+def heartbeat_too_early(messages: Any) -> Any:
+    def early(self: Any, group: Group) -> Iterator[Response]:
+        if group.changes and not group.covered:
+            yield self.heartbeat()
+        yield from messages(self, group)
+
+    return early
+
+
+def nothing_said(gather: Any) -> Any:
+    def quiet(self: Any) -> Group:
+        group: Group = gather(self)
+        group.statuses = []
+        return group
+
+    return quiet
+
+
+def late_for_all(moved: Any) -> Any:
+    async def late(self: Any, seconds: float) -> bool:
+        before = bool(self._wake.is_set())
+        woken: bool = await moved(self, seconds)
+        if woken and not before:
+            self._wake.clear()
+            await moved(self, 3.0)
+        return woken
+
+    return late
+
+
+def too_often(due: Any) -> Any:
+    return lambda self: due(self) - 2.0
+
+
+def for_nobody(unfollow: Any) -> Any:
+    del unfollow
+    return lambda _: None
+
+
+def no_goodbye(closing: Any) -> Any:
+    del closing
+    return lambda self, _: self.heartbeat()
+
+
+def nothing_taken_back(unfollow: Any) -> Any:
+    def keep(self: Any, target: Any, lost: Group) -> None:
+        unfollow(self, target, Group())
+        del lost
+
+    return keep
+
+
+MUTANTS: Final = (
+    Mutant("progress ahead of events", validators.bookmarkable, _Line, "_token", progress_ahead_of_events),
+    Mutant("going back in time", validators.ordered, Subscription, "_change", back_in_time),
+    Mutant("duplicates after resume", validators.unique, Subscription, "__init__", duplicates_after_resume),
+    Mutant(
+        "a lost ended task",
+        validators.reliable,
+        Subscription,
+        "_news",
+        without(lambda change: change.task.store_task_state in ENDED),
+    ),
+    Mutant(
+        "a lost removal",
+        validators.removals,
+        Subscription,
+        "_news",
+        without(lambda change: change.type == pb.TaskChange.TYPE_REMOVED),
+    ),
+    Mutant("a group that never existed", validators.atomic, Subscription, "gather", half_a_group),
+    Mutant("a token from the future", validators.resumable, Watching, "_covered", token_from_the_future),
+    Mutant("a heartbeat too early", validators.heartbeats, _Line, "messages", heartbeat_too_early),
+    Mutant("a stale target nobody tells of", validators.fresh, Subscription, "gather", nothing_said),
+    Mutant("news that wait", validators.isolated, Subscription, "moved", late_for_all),
+    Mutant("reads too often", validators.economical, Poller, "_due", too_often),
+    Mutant("reads for nobody", validators.economical, Poller, "unfollow", for_nobody),
+    Mutant("an end without a goodbye", validators.cleanly_ended, _Line, "closing", no_goodbye),
+    Mutant("an ended access kept", validators.walled, Subscription, "unfollow", nothing_taken_back),
+)

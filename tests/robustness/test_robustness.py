@@ -1,0 +1,37 @@
+"""Random worlds, watched: every guarantee holds in every history, and each validator catches its mutant.
+
+A failing history is replayed by what hypothesis prints: the falsifying schedule itself, `@reproduce_failure`,
+or `pytest tests/robustness --hypothesis-seed=NUMBER`. More of them:
+
+    IMAGETASKS_HISTORIES=5000 pytest tests/robustness -k guarantee
+"""
+
+import os
+
+import pytest
+from hypothesis import given, settings
+from mutants import MUTANTS, Mutant
+from validators import VALIDATORS
+from world import SCHEDULES, Schedule, play, schedule_of
+
+HISTORIES = int(os.environ.get("IMAGETASKS_HISTORIES", "200"))
+# A mutant that this many histories do not show would not be worth its name.
+ENOUGH = 300
+
+
+@settings(max_examples=HISTORIES)
+@given(SCHEDULES)
+def test_every_guarantee_holds(schedule: Schedule) -> None:
+    history = play(schedule)
+    violations = [f"{each.__name__}: {text}" for each in VALIDATORS for text in each(history)]
+    assert not violations, "\n".join(violations[:10])
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_its_own_validator_catches_a_mutant(mutant: Mutant) -> None:
+    for seed in range(ENOUGH):
+        with mutant.seeded():
+            history = play(schedule_of(seed))
+        if next(iter(mutant.validator(history)), None) is not None:
+            return
+    pytest.fail(f"not one of {ENOUGH} histories shows it")
