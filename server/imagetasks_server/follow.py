@@ -72,6 +72,12 @@ class Followed:
     covered: bool = False
     told: Error | None = None
 
+    @property
+    def has_status(self) -> bool:
+        """Whether it has become stale, stale for another reason, or recovered since the follower was told."""
+        error = self.tracked.reader.last_error
+        return (error and error.reason) != (self.told and self.told.reason)
+
 
 class Subscription:
     """A selection, followed over its targets from one revision on. Must be closed.
@@ -108,7 +114,8 @@ class Subscription:
         self._followed[target] = (followed, listener)
         tracked.view.listeners.add(listener)
         tracked.poller.follow(self._not_before)
-        self._note(followed)
+        self._moved[followed] = None
+        self._wake.set()
 
     def unfollow(self, target: Target, lost: Group) -> None:
         """Follow it no longer; what the follower loses is added to a group."""
@@ -169,16 +176,18 @@ class Subscription:
                     (entry.changed, self._change(followed, _ADDED, entry))
                     for entry in view.selected(self._selection)
                 )
-            error = followed.tracked.reader.last_error
-            if (error and error.reason) != (followed.told and followed.told.reason):
-                followed.told = error
-                group.statuses.append((followed, error))
+            if followed.has_status:
+                followed.told = followed.tracked.reader.last_error
+                group.statuses.append((followed, followed.told))
         changes.sort(key=lambda change: change[0])
         group.changes = [change for _, change in changes]
         self.revision = self._revisions.last
         return group
 
     def _note(self, followed: Followed) -> None:
+        # A read that changed nothing wakes nobody.
+        if followed.covered and followed.tracked.view.revision <= self.revision and not followed.has_status:
+            return
         self._moved[followed] = None
         self._wake.set()
 

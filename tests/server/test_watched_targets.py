@@ -166,3 +166,18 @@ def test_a_target_that_cannot_be_read_for_one_watch_is_told_to_the_next() -> Non
         assert "target_status" in kinds(await (await stage.watch()).during(1))
 
     staged(scenario)
+
+
+def test_a_read_that_changes_nothing_wakes_nobody() -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.world.ec2().add()
+        watcher = await stage.watch()
+        await watcher.during(1)
+        (subscription,) = stage.gateway.followers._open
+        subscription._wake.clear()
+        calls = len(stage.world.calls)
+        await asyncio.sleep(6)
+        assert len(stage.world.calls) > calls
+        assert not subscription._wake.is_set()
+
+    staged(scenario)
