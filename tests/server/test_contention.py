@@ -171,7 +171,7 @@ async def _short_deadlines(stage: Stage, numbers: "itertools.count[int]") -> Non
     await stage.one(max_age=0, caller="hostile", deadline=next(numbers) % 5 / 2)
 
 
-async def _pages_of_one(stage: Stage, _: "itertools.count[int]") -> None:
+async def _pages_of_one(stage: Stage, _numbers: "itertools.count[int]") -> None:
     token = ""
     for _ in range(50):
         page = await stage.describe(
