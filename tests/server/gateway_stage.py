@@ -238,6 +238,8 @@ async def serving(
     settings.setdefault("accounts", [{"name": name} for name in world.accounts])
     settings.setdefault("budget", {"capacity": 1e6, "refill": 1e6, "initial": 1e6})
     settings.setdefault("listen", "127.0.0.1:0")
+    # A call's deadline comes before EC2's, however slow the machine.
+    settings.setdefault("page_timeout", 3 * PATIENCE)
     # Nothing is read any more once nobody follows.
     settings.setdefault("poll_linger", 0.0)
     configured = Settings(**settings)

@@ -322,7 +322,8 @@ class TestFailing:
         assert outcomes(response)[VIRGINIA] == ("STALE", "DEADLINE")
         assert amis(response) == [image(1)]
 
-    async def test_a_call_to_ec2_that_hangs_is_ended(self, gateway: Gateway, clock: VirtualClock) -> None:
+    async def test_a_call_to_ec2_that_hangs_is_ended(self, serve: Serve, clock: VirtualClock) -> None:
+        gateway = await serve(page_timeout=20)
         hold = gateway.world.ec2().hang()
         call = asyncio.create_task(gateway.describe(None))
         await hold.reached()
