@@ -77,7 +77,18 @@ def main(arguments: list[str] | None = None) -> int:
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        # Ctrl-C in the middle of a wait inside gRPC can end in another error, of a lock half taken.
+        if _is_interrupt(error):
+            return INTERRUPTED
+        raise
     return code
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _run(arguments: list[str]) -> int:
