@@ -18,7 +18,6 @@ class Event(enum.StrEnum):
     CALL_FAILED = "call failed inside the gateway"
     READ_FAILED = "read failed inside the gateway"
     ACCOUNT_FAILED = "account cannot be used"
-    REGIONS_FAILED = "Regions cannot be discovered"
     ORGANIZATION_FAILED = "accounts of the organization cannot be listed"
     ACCOUNTS_LISTED = "accounts of the organization have changed"
     UNCLASSIFIED = "AWS error is not classified"
