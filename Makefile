@@ -57,7 +57,7 @@ image: ## build the container image (IMAGE=name:tag)
 # All extras; of these what the image runs, and what builds its wheel; the AWS command line.
 lock: .venv/project ## resolve the dependencies anew, within pyproject.toml (UPGRADE=1: to the newest)
 	$(bin)/uv $(compile) --all-extras --output-file requirements.lock pyproject.toml
-	$(bin)/uv $(compile) --extra server --extra fast --constraints requirements.lock --output-file requirements.server.lock pyproject.toml
+	$(bin)/uv $(compile) --extra server --extra fast --extra otel --constraints requirements.lock --output-file requirements.server.lock pyproject.toml
 	printf 'hatchling\neditables\n' | $(bin)/uv $(compile) --constraints requirements.lock --output-file requirements.build.lock -
 	$(bin)/uv $(compile) --output-file tests/awscli/requirements.lock tests/awscli/requirements.in
 
