@@ -122,6 +122,9 @@ class Budget:
             return False
         for level in levels:
             level.tokens = max(0.0, level.tokens - 1.0)
+        # What private calls have saved up is a part of what there is: else, with the rest gone, each
+        # second call would be theirs until their savings are.
+        self._private.tokens = min(self._private.tokens, max(1.0, PRIVATE_PART * self._all.tokens))
         return True
 
     def throttled(self) -> None:

@@ -99,6 +99,20 @@ def test_private_questions_leave_three_quarters_to_reads() -> None:
     assert sum(budget.pay() for _ in range(100)) == 30
 
 
+def test_what_private_questions_saved_up_goes_with_the_rest() -> None:
+    clock = Steered()
+    budget = Budget(Allowance(capacity=50, refill=0.5, usable=0.8, initial=40), clock)
+    while budget.pay():
+        pass
+    # From now on a token comes each 2.5 s, whoever is first to take it; of forty, ten are theirs.
+    private = 0
+    for _ in range(40):
+        clock.now += 2.5
+        private += budget.pay(private=True)
+        budget.pay()
+    assert private == pytest.approx(10, abs=1)
+
+
 def halvings() -> Iterator[float]:
     factor = 1.0
     while factor > LEAST_FACTOR:
