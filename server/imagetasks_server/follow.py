@@ -10,7 +10,7 @@ import asyncio
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.errors import Error
@@ -25,6 +25,9 @@ _REMOVED: Final = pb.TaskChange.TYPE_REMOVED
 _NO_MATCH: Final = pb.TaskChange.REMOVAL_REASON_NO_MATCH
 _ACCESS_ENDED: Final = pb.TaskChange.REMOVAL_REASON_ACCESS_ENDED
 _NOT_REMOVED: Final = pb.TaskChange.REMOVAL_REASON_UNSPECIFIED
+
+
+Place: TypeAlias = tuple[tuple[Target, int | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +68,14 @@ class Followed:
         tracked: What is kept of it.
         covered: Its snapshot has been gathered.
         told: The error the follower knows of.
+        seen: The view's revision when its news was last gathered; None: not since the follower came.
     """
 
     target: Target
     tracked: Tracked
     covered: bool = False
     told: Error | None = None
+    seen: int | None = None
 
     @property
     def has_status(self) -> bool:
@@ -88,12 +93,17 @@ class Subscription:
         not_before: Unix seconds; a snapshot is of a state read then or later, or of the last good one
             of a target that cannot be read.
         revision: Where to go on; 0 begins with snapshots.
+
+    Attributes:
+        revision: The newest change that the follower knows of.
+        uncovered: Targets whose snapshots have not been gathered.
     """
 
     def __init__(
         self, selection: Selection, revisions: Revisions, *, not_before: float, revision: int = 0
     ) -> None:
         self.revision = revision
+        self.uncovered: set[Target] = set()
         self._selection = selection
         self._revisions = revisions
         self._not_before = not_before
@@ -110,6 +120,8 @@ class Subscription:
     def follow(self, target: Target, tracked: Tracked, *, covered: bool = False) -> None:
         """Follow one more target; `covered` if the follower holds its tasks as of `revision`."""
         followed = Followed(target, tracked, covered)
+        if not covered:
+            self.uncovered.add(target)
         listener = functools.partial(self._note, followed)
         self._followed[target] = (followed, listener)
         tracked.view.listeners.add(listener)
@@ -124,6 +136,7 @@ class Subscription:
         followed.tracked.poller.unfollow()
         self._moved.pop(followed, None)
         if not followed.covered:
+            self.uncovered.discard(target)
             return
         if self.revision < followed.tracked.view.floor:
             # What the follower holds can no longer be told one by one.
@@ -147,15 +160,40 @@ class Subscription:
         """Let `moved` return."""
         self._wake.set()
 
-    async def moved(self, seconds: float) -> bool:
-        """Wait until something may have changed; False when the time is over."""
+    async def moved(self, seconds: float) -> None:
+        """Wait until something may have changed, or the time is over."""
+        # A timer of our own: asyncio.timeout costs more than all the rest of a wake-up.
+        timer = asyncio.get_running_loop().call_later(seconds, self._wake.set)
         try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            return False
+            await self._wake.wait()
+        finally:
+            timer.cancel()
         self._wake.clear()
-        return True
+
+    @property
+    def newest(self) -> int:
+        """The newest change of all views: where a group gathered now leads to."""
+        return self._revisions.last
+
+    def place(self) -> Place | None:
+        """What the next group depends on, beside the selection and the targets.
+
+        Followers of one selection and the same targets are told the same group from the same place. None: it
+        depends on more than that, as a snapshot does.
+        """
+        if self.uncovered:
+            return None
+        for followed in self._moved:
+            if followed.seen is None or self.revision < followed.tracked.view.floor or followed.has_status:
+                return None
+        return tuple((followed.target, followed.seen) for followed in self._moved)
+
+    def skip(self) -> None:
+        """Take the next group as known: it was gathered by another follower at the same place."""
+        for followed in self._moved:
+            followed.seen = followed.tracked.view.revision
+        self._moved.clear()
+        self.revision = self._revisions.last
 
     def gather(self) -> Group:
         """Everything the follower does not know yet, as of now; it then counts as known."""
@@ -166,11 +204,13 @@ class Subscription:
             view = followed.tracked.view
             if followed.covered and self.revision < view.floor:
                 followed.covered = False
+                self.uncovered.add(followed.target)
                 group.reset.append(followed.target)
             if followed.covered:
                 changes.extend(self._news(followed))
             elif self._can_cover(followed):
                 followed.covered = True
+                self.uncovered.discard(followed.target)
                 group.covered.append(followed.target)
                 changes.extend(
                     (entry.changed, self._change(followed, _ADDED, entry))
@@ -179,6 +219,7 @@ class Subscription:
             if followed.has_status:
                 followed.told = followed.tracked.reader.last_error
                 group.statuses.append((followed, followed.told))
+            followed.seen = view.revision
         changes.sort(key=lambda change: change[0])
         group.changes = [change for _, change in changes]
         self.revision = self._revisions.last

@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.clock import Clock, timestamp
 from imagetasks_server.errors import Error, OutOfRange
-from imagetasks_server.follow import Change, Group, Subscription
+from imagetasks_server.follow import Change, Group, Place, Subscription
 from imagetasks_server.followers import Followers
 from imagetasks_server.poller import Rhythm
 from imagetasks_server.selection import Selection
@@ -22,6 +22,8 @@ from imagetasks_server.targets import Resolution, Target, Targets
 from imagetasks_server.tokens import ResumeToken, digest_of
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024
+# Groups whose messages are kept for other watches.
+MAX_TOLD: Final = 64
 
 Response = pb.WatchStoreImageTasksResponse
 
@@ -64,6 +66,7 @@ class Watching:
         self._heartbeat = heartbeat
         # Revisions of another process mean nothing here.
         self._epoch = uuid.uuid4().hex[:12]
+        self._told = _Told()
 
     async def watch(
         self, asked: Asked, token: ResumeToken | None, *, require_resume: bool
@@ -74,6 +77,8 @@ class Watching:
             Error: The targets cannot be resolved, or the token cannot be continued and must be.
         """
         resolution = await self._targets.resolve(asked.accounts, asked.regions)
+        # Taken now: a caller may be long in reading even the first message.
+        resolved_at = self._clock()
         covered = self._covered(token, resolution)
         if covered is None and token is not None and require_resume:
             raise OutOfRange("RESUME_TOKEN_EXPIRED", "the resume_token cannot be continued here")
@@ -85,13 +90,13 @@ class Watching:
             revision=token.revision if token is not None and covered is not None else 0,
             covered=covered or (),
         ) as subscription:
-            line = _Line(self._epoch, asked.fingerprint, subscription)
+            line = _Line(self._epoch, asked.fingerprint, subscription, self._told)
             if token is not None and (covered is None or token.uncovered):
                 # All, or what the caller holds a part of.
                 yield line.reset(() if covered is None else line.uncovered())
             for message in line.failures(resolution):
                 yield message
-            heard_at = resolved_at = self._clock()
+            heard_at = self._clock()
             while not self._followers.draining:
                 messages: list[Response] = []
                 if self._clock() >= resolved_at + self._heartbeat:
@@ -101,7 +106,7 @@ class Watching:
                     # Before anything else is told: what has ended is told no more of.
                     lost = line.retarget(resolution, self._followers)
                     messages += [*line.failures(resolution), *line.messages(lost)]
-                messages += line.messages(subscription.gather())
+                messages += line.news()
                 if not messages and self._clock() >= heard_at + self._heartbeat:
                     messages.append(line.heartbeat())
                 for message in messages:
@@ -133,10 +138,25 @@ class Watching:
         )
 
 
+class _Told:
+    """The newest groups' messages, built once for all watches of one question at one place."""
+
+    def __init__(self) -> None:
+        self._revision = 0
+        self._messages: dict[tuple[str, str, Place], tuple[Response, ...]] = {}
+
+    def at(self, revision: int) -> dict[tuple[str, str, Place], tuple[Response, ...]]:
+        """Those that lead to this revision; older ones are forgotten."""
+        if revision != self._revision or len(self._messages) > MAX_TOLD:
+            self._revision, self._messages = revision, {}
+        return self._messages
+
+
 class _Line:
     """One watch's messages."""
 
-    def __init__(self, epoch: str, fingerprint: str, subscription: Subscription) -> None:
+    def __init__(self, epoch: str, fingerprint: str, subscription: Subscription, told: _Told) -> None:
+        self._told = told
         self._epoch = epoch
         self._fingerprint = fingerprint
         self._subscription = subscription
@@ -144,7 +164,22 @@ class _Line:
         self._failed: list[Target] = []
 
     def uncovered(self) -> list[Target]:
-        return sorted(each.target for each in self._subscription.followed if not each.covered)
+        return sorted(self._subscription.uncovered)
+
+    def news(self) -> Sequence[Response]:
+        """All that the caller does not know yet."""
+        subscription = self._subscription
+        place = subscription.place()
+        if not place:
+            return tuple(self.messages(subscription.gather()))
+        told = self._told.at(subscription.newest)
+        question = (self._fingerprint, self._digest, place)
+        messages = told.get(question)
+        if messages is None:
+            messages = told[question] = tuple(self.messages(subscription.gather()))
+        else:
+            subscription.skip()
+        return messages
 
     def messages(self, group: Group) -> Iterator[Response]:
         """A group: forget first, then the changes, then what is covered with them, then who is stale."""

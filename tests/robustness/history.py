@@ -105,6 +105,7 @@ class Stream:
         matches: The selector, told by a rule of the test's own.
         resumes: What kind of token it was opened with: "", "own", "future", "epoch", "damaged" or "other".
         began_with: What the client held then.
+        since: The revision of which that was, of a token of its own; else 0.
         events: What was received, when, and the newest revision at that moment.
         stalls: From when to when the client did not read.
         end: How it ended: "" while open, "left", "done", or an error's reason.
@@ -118,6 +119,7 @@ class Stream:
     matches: Callable[[pb.StoreImageTaskResult], bool]
     resumes: str
     began_with: Held
+    since: int = 0
     events: list[tuple[float, Event, int]] = field(default_factory=list)
     stalls: list[list[float]] = field(default_factory=list)
     end: str = ""
@@ -221,13 +223,15 @@ class History:
         found = self._revisions[process]
         return found[bisect.bisect_left(found, since) : bisect.bisect_right(found, until)]
 
-    def compared(self, held: Held, at: float) -> list[Name]:
+    def compared(self, stream: Stream, held: Held, at: float) -> list[Name]:
         """The targets whose snapshot the client has, but for accounts that came or went just now."""
-        return [name for name in sorted(held.covered) if self.steady(name[0], at)]
+        return [name for name in sorted(held.covered) if self.steady(stream, name[0], at)]
 
-    def steady(self, account: str, at: float) -> bool:
+    def steady(self, stream: Stream, account: str, at: float) -> bool:
         """Whether the account was there and had been for long enough to be followed."""
         since = at - 3 * self.heartbeat
+        # What is read after a stall may have been on its way since before it.
+        since = min([since, *(begin - 3 * self.heartbeat for begin, end in stream.stalls if end >= since)])
         there = [account in names for when, names in self.policy if when <= at]
         changed = [when for when, _ in self.policy[1:] if since <= when <= at]
         return bool(there) and there[-1] and not changed

@@ -118,15 +118,21 @@ def nothing_said(gather: Any) -> Any:
 
 
 def late_for_all(moved: Any) -> Any:
-    async def late(self: Any, seconds: float) -> bool:
+    async def late(self: Any, seconds: float) -> None:
         before = bool(self._wake.is_set())
-        woken: bool = await moved(self, seconds)
-        if woken and not before:
-            self._wake.clear()
+        await moved(self, seconds)
+        if self._moved and not before:
             await moved(self, 3.0)
-        return woken
 
     return late
+
+
+def one_place_for_all(place: Any) -> Any:
+    def anywhere(self: Any) -> Any:
+        where = place(self)
+        return where and tuple((target, 0) for target, _ in where)
+
+    return anywhere
 
 
 def too_often(due: Any) -> Any:
@@ -173,6 +179,7 @@ MUTANTS: Final = (
     Mutant("a token from the future", validators.resumable, Watching, "_covered", token_from_the_future),
     Mutant("a heartbeat too early", validators.heartbeats, _Line, "messages", heartbeat_too_early),
     Mutant("a stale target nobody tells of", validators.fresh, Subscription, "gather", nothing_said),
+    Mutant("news of another place", validators.atomic, Subscription, "place", one_place_for_all),
     Mutant("news that wait", validators.isolated, Subscription, "moved", late_for_all),
     Mutant("reads too often", validators.economical, Poller, "_due", too_often),
     Mutant("reads for nobody", validators.economical, Poller, "unfollow", for_nobody),

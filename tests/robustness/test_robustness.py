@@ -3,7 +3,7 @@
 A failing history is replayed by what hypothesis prints: the falsifying schedule itself, `@reproduce_failure`,
 or `pytest tests/robustness --hypothesis-seed=NUMBER`. More of them:
 
-    IMAGETASKS_HISTORIES=5000 pytest tests/robustness -k guarantee
+    IMAGETASKS_HISTORIES=5000 pytest -n 2 tests/robustness -k guarantee
 """
 
 import os
@@ -15,13 +15,18 @@ from validators import VALIDATORS
 from world import SCHEDULES, Schedule, play, schedule_of
 
 HISTORIES = int(os.environ.get("IMAGETASKS_HISTORIES", "200"))
+# So that several processes can share them.
+PARTS = 4
 # A mutant that this many histories do not show would not be worth its name.
 ENOUGH = 300
 
 
-@settings(max_examples=HISTORIES)
-@given(SCHEDULES)
-def test_every_guarantee_holds(schedule: Schedule) -> None:
+@pytest.mark.timeout(60 + HISTORIES)
+@pytest.mark.parametrize("part", range(PARTS))
+@settings(max_examples=HISTORIES // PARTS)
+@given(schedule=SCHEDULES)
+def test_every_guarantee_holds(part: int, schedule: Schedule) -> None:
+    del part
     history = play(schedule)
     violations = [f"{each.__name__}: {text}" for each in VALIDATORS for text in each(history)]
     assert not violations, "\n".join(violations[:10])

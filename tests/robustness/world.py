@@ -63,6 +63,8 @@ SELECTORS: Final[list[tuple[dict[str, Any], Matches]]] = [
     ),
     ({"filters": [pb.Filter(name="bucket", values=["b0"])]}, lambda task: task.bucket == "b0"),
 ]
+# Those who ask the same are told the same, each from where it stands.
+WHO_ASKS_WHAT: Final = (0, 1, 2, 3, 0, 0)
 
 
 class Subscriber:
@@ -71,7 +73,7 @@ class Subscriber:
     def __init__(self, world: "World", number: int) -> None:
         self.world = world
         self.number = number
-        self.selector, self.matches = SELECTORS[number % len(SELECTORS)]
+        self.selector, self.matches = SELECTORS[WHO_ASKS_WHAT[number]]
         # What was held at each token.
         self.tokens: list[tuple[int, str, Held]] = []
         self.stream: Stream | None = None
@@ -112,6 +114,7 @@ class Subscriber:
             self.matches,
             resumes if token else "",
             held.copy() if token else Held(),
+            _unpack(token)[2] if token and resumes == "own" else 0,
         )
         self.stream = stream
         self.world.history.streams.append(stream)
@@ -175,7 +178,7 @@ class World:
         self.everybody["twin"] = FakeAccount("twin", main.account_id, ("r1",), main.by_region)
         self.history.ids = {name: account.account_id for name, account in self.everybody.items()}
         self.places = self.fake.all()
-        self.subscribers = [Subscriber(self, number) for number in range(5)]
+        self.subscribers = [Subscriber(self, number) for number in range(len(WHO_ASKS_WHAT))]
         self._hidden: list[tuple[FakeEc2, Task]] = []
         self._holds: list[Any] = []
         self._shifting = True
@@ -193,7 +196,7 @@ class World:
     def open(self, request: pb.WatchStoreImageTasksRequest) -> Any:
         return self.gateway.service.watch_store_image_tasks(request, Call(1e15))
 
-    async def happen(self, what: str, number: int) -> None:  # noqa: C901, PLR0912  # a list of all that may happen
+    async def happen(self, what: str, number: int) -> None:  # noqa: C901, PLR0912, PLR0915  # a list of all that may happen
         ec2 = self.places[number % len(self.places)]
         subscriber = self.subscribers[number % len(self.subscribers)]
         running = [task for task in ec2.tasks if task.state == "InProgress"]
@@ -227,16 +230,30 @@ class World:
             case "join":
                 subscriber.join("", number)
             case "resume":
-                subscriber.join("own" if number % 4 else "epoch", number)
+                away = [each for each in self.subscribers if each.stream is None and each.tokens]
+                if away:
+                    away[number % len(away)].join("own" if number % 4 else "epoch", number)
             case "resume badly":
                 await subscriber.leave()
                 subscriber.join(("future", "damaged", "other")[number // 5 % 3], number)
             case "stall":
-                subscriber.stall()
+                reading = [each for each in self.subscribers if each.stream is not None]
+                if reading:
+                    reading[number % len(reading)].stall()
             case "read on":
+                for each in self.subscribers:
+                    each.read_on()
+            case "fall behind":
+                subscriber.stall()
+                for _ in range(2):
+                    await self.happen("progress", number)
+                    await self.happen("end", number)
+                    await self.rest(BUSY + 1)
                 subscriber.read_on()
             case "leave":
-                await subscriber.leave()
+                reading = [each for each in self.subscribers if each.stream is not None]
+                if reading:
+                    await reading[number % len(reading)].leave()
             case "policy":
                 choices = (
                     ["main", "other"],
@@ -369,6 +386,7 @@ WHAT: Final = (
     "resume badly",
     "stall",
     "read on",
+    "fall behind",
     "leave",
     "policy",
     "drain",
