@@ -15,6 +15,7 @@ from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
 from imagetasks_server.errors import NotFound
 from imagetasks_server.followers import Followers
+from imagetasks_server.limits import Limits
 from imagetasks_server.lookups import Lookups
 from imagetasks_server.poller import Poller, Rhythm
 from imagetasks_server.reader import Reader
@@ -88,7 +89,18 @@ def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock:
         default_max_age=settings.default_max_age,
         stale_for=settings.stale_for,
     )
-    boundary = Boundary(clock, default_deadline=settings.default_deadline)
+    limits = Limits(
+        clock,
+        random.Random().random,  # noqa: S311  # spreads retries, guards nothing
+        max_concurrent_calls=settings.limits.max_concurrent_calls,
+        max_open_streams=settings.limits.max_open_streams,
+    )
+    boundary = Boundary(
+        clock,
+        limits,
+        default_quota=settings.limits.default_quota,
+        default_deadline=settings.default_deadline,
+    )
     return Gateway(targets, registry, service, boundary, followers)
 
 

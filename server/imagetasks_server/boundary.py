@@ -21,12 +21,16 @@ from google.protobuf.message_factory import GetMessageClass
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Error, Internal, InvalidRequest
+from imagetasks_server.limits import Admission, Limits, Quota
 from imagetasks_server.service import Call, Service
 from imagetasks_server.telemetry import Event
 
 log = structlog.get_logger()
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StoreImageTaskService"]
+
+# Unary, but it lasts and mostly rests: it counts as a stream.
+LASTING = frozenset({"WaitStoreImageTasks"})
 
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, Any]
 Unary: TypeAlias = Callable[[Any, Call], Awaitable[bytes | Message]]
@@ -38,11 +42,17 @@ class Boundary:
 
     Args:
         clock: Unix seconds.
+        limits: Lets calls in.
+        default_quota: What a caller may.
         default_deadline: Seconds a call may take where the caller set no deadline.
     """
 
-    def __init__(self, clock: Clock, *, default_deadline: float) -> None:
+    def __init__(
+        self, clock: Clock, limits: Limits, *, default_quota: Quota, default_deadline: float
+    ) -> None:
         self._clock = clock
+        self.limits = limits
+        self.default_quota = default_quota
         self._default_deadline = default_deadline
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -71,11 +81,13 @@ class Boundary:
         self, method: MethodDescriptor, implementation: Unary
     ) -> Callable[[bytes, Context], Awaitable[Any]]:
         parse = _parser(method)
+        lasting = method.name in LASTING
 
         async def unary(message: bytes, context: Context) -> bytes | Message:
             with _Record(self, method, context) as record:
                 try:
-                    return await implementation(parse(message), self._call(context, record))
+                    with self._admitted(record, lasting=lasting):
+                        return await implementation(parse(message), self._call(context, record))
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record.failed(error))
 
@@ -89,15 +101,19 @@ class Boundary:
         async def stream(message: bytes, context: Context) -> AsyncGenerator[Message]:
             with _Record(self, method, context) as record:
                 try:
-                    async with contextlib.aclosing(
-                        implementation(parse(message), self._call(context, record))
-                    ) as responses:
-                        async for response in responses:
-                            yield response
+                    with self._admitted(record, lasting=True):
+                        async with contextlib.aclosing(
+                            implementation(parse(message), self._call(context, record))
+                        ) as responses:
+                            async for response in responses:
+                                yield response
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record.failed(error))
 
         return stream
+
+    def _admitted(self, record: "_Record", *, lasting: bool) -> Admission:
+        return self.limits.admit(_host(record.peer), self.default_quota, streaming=lasting)
 
     def _call(self, context: Context, record: "_Record") -> Call:
         remaining = context.time_remaining()
@@ -170,6 +186,11 @@ def _parser(method: MethodDescriptor) -> Callable[[bytes], Message]:
             raise InvalidRequest("request", f"is not a {method.input_type.full_name}") from None
 
     return parse
+
+
+def _host(peer: str) -> str:
+    """Who calls, as long as nothing better is known: gRPC's name of the peer without the port."""
+    return peer if peer.startswith("unix:") else peer.rpartition(":")[0]
 
 
 def _serialize(response: bytes | Message) -> bytes:

@@ -386,6 +386,38 @@ def test_answer_cache_bytes_is_the_memory_for_answers() -> None:
     assert staged(kept, answer_cache_bytes=0) == 0
 
 
+@proves(
+    "limits.max_concurrent_calls",
+    "limits.max_open_streams",
+    "limits.default_calls_per_second",
+    "limits.default_burst",
+    "limits.default_concurrent_calls",
+    "limits.default_open_streams",
+)
+def test_the_limits_are_how_much_is_let_in() -> None:
+    async def let_in(stage: Stage) -> tuple[int, int]:
+        """Of 40 calls of two callers, then of 40 streams."""
+        boundary = stage.gateway.boundary
+
+        def entered(*, streaming: bool) -> Any:
+            for number in range(40):
+                admission = boundary.limits.admit(
+                    "ab"[number % 2], boundary.default_quota, streaming=streaming
+                )
+                with contextlib.suppress(Error):
+                    yield admission.__enter__()
+
+        return len([*entered(streaming=False)]), len([*entered(streaming=True)])
+
+    assert staged(let_in) == (40, 40)
+    assert staged(let_in, limits={"max_concurrent_calls": 5}) == (5, 40)
+    assert staged(let_in, limits={"max_open_streams": 5}) == (40, 5)
+    assert staged(let_in, limits={"default_calls_per_second": 3}) == (6, 0)
+    assert staged(let_in, limits={"default_calls_per_second": 3, "default_burst": 2}) == (4, 0)
+    assert staged(let_in, limits={"default_concurrent_calls": 3}) == (6, 40)
+    assert staged(let_in, limits={"default_open_streams": 3}) == (40, 6)
+
+
 @proves("default_deadline")
 async def test_default_deadline_ends_a_call_without_one(serve: Serve, world: FakeWorld) -> None:
     gateway = await serve(default_deadline=0.3)
