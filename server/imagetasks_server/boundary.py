@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, Self, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Final, NoReturn, Self, TypeAlias
 
 import grpc
 import structlog
@@ -29,8 +29,10 @@ log = structlog.get_logger()
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StoreImageTaskService"]
 
+# Seconds a stream gets, once it is too old, to say so to a client that reads.
+STUCK_SECONDS: Final = 30.0
 # Unary, but it lasts and mostly rests: it counts as a stream.
-LASTING = frozenset({"WaitStoreImageTasks"})
+LASTING: Final = frozenset({"WaitStoreImageTasks"})
 
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, Any]
 Unary: TypeAlias = Callable[[Any, Call], Awaitable[bytes | Message]]
@@ -45,15 +47,23 @@ class Boundary:
         limits: Lets calls in.
         default_quota: What a caller may.
         default_deadline: Seconds a call may take where the caller set no deadline.
+        longest: Seconds that any call may take.
     """
 
     def __init__(
-        self, clock: Clock, limits: Limits, *, default_quota: Quota, default_deadline: float
+        self,
+        clock: Clock,
+        limits: Limits,
+        *,
+        default_quota: Quota,
+        default_deadline: float,
+        longest: float,
     ) -> None:
         self._clock = clock
         self.limits = limits
         self.default_quota = default_quota
         self._default_deadline = default_deadline
+        self._longest = longest
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -101,7 +111,7 @@ class Boundary:
         async def stream(message: bytes, context: Context) -> AsyncGenerator[Message]:
             with _Record(self, method, context) as record:
                 try:
-                    with self._admitted(record, lasting=True):
+                    with self._admitted(record, lasting=True), _ended_after(self._longest + STUCK_SECONDS):
                         async with contextlib.aclosing(
                             implementation(parse(message), self._call(context, record))
                         ) as responses:
@@ -118,7 +128,7 @@ class Boundary:
     def _call(self, context: Context, record: "_Record") -> Call:
         remaining = context.time_remaining()
         seconds = self._default_deadline if remaining is None else remaining
-        return Call(self._clock() + seconds, record.peer)
+        return Call(self._clock() + min(seconds, self._longest), record.peer)
 
     def _enter(self) -> None:
         self._in_flight += 1
@@ -186,6 +196,18 @@ def _parser(method: MethodDescriptor) -> Callable[[bytes], Message]:
             raise InvalidRequest("request", f"is not a {method.input_type.full_name}") from None
 
     return parse
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """Cancel this call if it still lasts then: whoever does not read cannot be told that it is over."""
+    task = asyncio.current_task()
+    assert task is not None
+    ending = asyncio.get_running_loop().call_later(seconds, task.cancel)
+    try:
+        yield
+    finally:
+        ending.cancel()
 
 
 def _host(peer: str) -> str:

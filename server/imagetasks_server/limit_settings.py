@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from imagetasks_server.account_settings import Table
+from imagetasks_server.account_settings import Seconds, Table
 from imagetasks_server.limits import Quota
 
 Count = Annotated[int, Field(ge=1)]
@@ -29,6 +29,10 @@ class LimitSettings(Table):
     one caller leaves more place for others."""
     default_open_streams: Count | None = None
     """The same of streams, watches and waits."""
+    max_stream_age: Seconds = 3600.0
+    """Seconds that any call may last. A watch is closed with a token when it is up to a fifth younger, so
+    that those who came at once do not come back at once; a wait answers that its time is over. More: fewer
+    reconnects; less: watches spread over replicas sooner."""
 
     @property
     def default_quota(self) -> Quota:

@@ -418,6 +418,18 @@ def test_the_limits_are_how_much_is_let_in() -> None:
     assert staged(let_in, limits={"default_open_streams": 3}) == (40, 6)
 
 
+@proves("limits.max_stream_age")
+def test_max_stream_age_is_how_long_a_watch_lasts() -> None:
+    async def age(stage: Stage) -> float:
+        began = stage.clock()
+        events = stage.gateway.service.watch_store_image_tasks(pb.WatchStoreImageTasksRequest(), Call(1e12))
+        assert [event.WhichOneof("event") async for event in events][-1] == "closing"
+        return stage.clock() - began
+
+    assert 2880 <= staged(age) <= 3600
+    assert 80 <= staged(age, limits={"max_stream_age": 100}) <= 100
+
+
 @proves("default_deadline")
 async def test_default_deadline_ends_a_call_without_one(serve: Serve, world: FakeWorld) -> None:
     gateway = await serve(default_deadline=0.3)

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections import deque
-from typing import Any
 
 from fake_ec2 import FakeWorld
 from gateway_stage import PATIENCE, Failure, Serve, eventually, failure
