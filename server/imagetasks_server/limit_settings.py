@@ -18,6 +18,10 @@ class LimitSettings(Table):
     by more; less: less memory under a flood."""
     max_open_streams: Count = 20_000
     """Streams, watches and waits under way, of all callers together; about 40 KiB each. More: memory."""
+    max_waiting_calls: Count = 10_000
+    """Calls that have arrived and wait until the processor gets to them. Above, gRPC itself refuses: with
+    CANCELLED, at almost no cost. More: as many watchers can come back in the same moment; less: under overload
+    who is let in is answered sooner, at about 3,000 to 5,000 calls a second."""
     default_calls_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """New calls per second of one caller who has no quota of its own, in the long run. Absent: no limit.
     More: one caller can take more of the processor."""

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import grpc
 import pytest
 import structlog
 from fake_ec2 import FakeWorld, Hold, aws_error
@@ -17,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from virtual import VirtualClock, run
 
+import raw_http2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server import config, main
 from imagetasks_server.assembly import assemble
@@ -416,6 +418,20 @@ def test_the_limits_are_how_much_is_let_in() -> None:
     assert staged(let_in, limits={"default_calls_per_second": 3, "default_burst": 2}) == (4, 0)
     assert staged(let_in, limits={"default_concurrent_calls": 3}) == (6, 40)
     assert staged(let_in, limits={"default_open_streams": 3}) == (40, 6)
+
+
+@proves("limits.max_waiting_calls")
+async def test_max_waiting_calls_is_how_many_may_arrive_in_the_same_moment(serve: Serve) -> None:
+    async def refused(**limits: Any) -> int:
+        gateway = await serve(limits=limits)
+        await gateway.describe()
+        headers = raw_http2.request(f"/{main.SERVICE.full_name}/DescribeStoreImageTasks")
+        found = await asyncio.to_thread(raw_http2.statuses, gateway.address, headers, 300)
+        assert set(found) <= {0, grpc.StatusCode.CANCELLED.value[0]}
+        return len(found) - found.count(0)
+
+    assert await refused() == 0
+    assert await refused(max_waiting_calls=2) > 0
 
 
 @proves("limits.max_stream_age")
