@@ -1,4 +1,4 @@
-"""What the boundary costs a cached describe: throughput beside a bare grpc.aio handler that returns the same bytes.
+"""What the boundary costs a cached describe, beside bare grpc.aio handlers that give the same bytes.
 
     python benchmarks/bench_boundary.py
 

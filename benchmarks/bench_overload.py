@@ -1,11 +1,11 @@
-"""What a gateway does when far more is asked of it than it can answer: cached describes, offered at a fixed rate.
+"""What a gateway does when more cached describes are offered than it can answer.
 
     python benchmarks/bench_overload.py
 
-One gateway process; the load comes from another process that waits for no answer (`offering.py`). On two cores
-the load takes half of what there is. Capacity is what h2load gets with 32 calls under way. Then: that rate, five
-times as much, and half as much at once afterwards, with each of the values of `limits.max_waiting_calls`. Compare
-within one run.
+One gateway process; the load comes from another process, at a fixed rate, that waits for no answer
+(`offering.py`). On two cores the load takes half of what there is. Capacity is what h2load gets with 32 calls
+under way. Then: that rate, five times as much, and half as much at once afterwards, each with
+several values of `limits.max_waiting_calls`. Compare within one run.
 """
 
 import argparse

@@ -76,7 +76,7 @@ class Served:
 
 @contextlib.contextmanager
 def served(kind: str, **settings: Any) -> Iterator[Served]:
-    """A server process of one kind, with more settings, as long as the context lasts. Its log goes nowhere."""
+    """A server process of one kind, with more settings, as long as the context lasts."""
     command = [sys.executable, __file__, kind, json.dumps(settings)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

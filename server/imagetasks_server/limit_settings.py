@@ -20,8 +20,8 @@ class LimitSettings(Table):
     """Streams, watches and waits under way, of all callers together; about 40 KiB each. More: memory."""
     max_waiting_calls: Count = 10_000
     """Calls that have arrived and wait until the processor gets to them. Above, gRPC itself refuses: with
-    CANCELLED, at almost no cost. More: as many watchers can come back in the same moment; less: under overload
-    who is let in is answered sooner, at about 3,000 to 5,000 calls a second."""
+    CANCELLED, at almost no cost. More: as many watchers can come back in the same moment; less: under
+    overload who is let in is answered sooner, for 3,000 or so are answered a second."""
     default_calls_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """New calls per second of one caller who has no quota of its own, in the long run. Absent: no limit.
     More: one caller can take more of the processor."""
