@@ -43,7 +43,7 @@ SERVER_OPTIONS: Final = (
     # Two gateways on one port: the second must fail instead of taking every other call.
     ("grpc.so_reuseport", 0),
     ("grpc.max_concurrent_streams", 100_000),
-    # The largest legal request is a quarter of it.
+    # The largest legal request is less than half of it.
     ("grpc.max_receive_message_length", 1024 * 1024),
     # Credentials and trace headers take less than half of it; the default above which gRPC refuses only
     # at random is 8 KiB, and it refuses always above 16.

@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server import main
 from imagetasks_server.errors import Exhausted
 from imagetasks_server.limits import Admission, Limits, Quota
+from imagetasks_server.selection import MAX_FILTER_VALUE_CHARS, MAX_FILTERS, MAX_SELECTED_IMAGES
+from imagetasks_server.service import MAX_NAMES
+from imagetasks_server.tokens import MAX_CHARS
 
 AMPLE = 10**9
 
@@ -190,3 +194,23 @@ async def test_a_call_that_fails_or_is_left_gives_its_place_back(serve: Serve, w
     await eventually(lambda: gateway.boundary.limits.concurrent_calls == 0)
     hold.release()
     await gateway.describe()
+
+
+async def test_the_largest_legal_request_is_less_than_half_of_what_is_taken(serve: Serve) -> None:
+    gateway = await serve()
+    largest = pb.TaskSelector(
+        image_ids=[f"ami-{number:017x}" for number in range(MAX_SELECTED_IMAGES)],
+        filters=[
+            pb.Filter(name="task-state", values=["😀" * MAX_FILTER_VALUE_CHARS] * 4)
+            for _ in range(MAX_FILTERS)
+        ],
+        accounts=["a" * 63] * MAX_NAMES,
+        regions=["gov-northwestern-northwestern-northwestern-12"] * MAX_NAMES,
+    )
+    request = pb.WatchStoreImageTasksRequest(selector=largest)
+    # With the longest token it is refused for the token alone; without, for an account that is not there.
+    assert (await failure(gateway.stub.WatchStoreImageTasks(request).read())).reason == "UNKNOWN_ACCOUNT"
+    request.resume_token = "x" * MAX_CHARS
+    assert request.ByteSize() < dict(main.SERVER_OPTIONS)["grpc.max_receive_message_length"] / 2
+    refused = await failure(gateway.stub.WatchStoreImageTasks(request).read())
+    assert refused.reason == "RESUME_TOKEN_INVALID"
