@@ -3,12 +3,14 @@
 import asyncio
 from typing import Any
 
+import pytest
 from fake_ec2 import FakeWorld
-from gateway_stage import Serve, eventually
+from gateway_stage import NO_AGE, PATIENCE, Serve, eventually
 from virtual import VirtualClock
 from watch_stage import Event, Stage, kinds, staged
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server import main
 from imagetasks_server.boundary import STUCK_SECONDS
 
 AGE = {"max_stream_age": 1000}
@@ -102,3 +104,22 @@ async def test_a_watcher_who_does_not_read_is_cut_off_a_little_later(
     assert [each["code"] for each in log if each["event"] == "call"] == ["CANCELLED"]
     # Whoever reads is served as ever.
     assert (await gateway.describe()).store_image_task_results
+
+
+async def test_a_connection_that_is_too_old_takes_no_new_calls_and_keeps_its_watch(
+    serve: Serve, world: FakeWorld, monkeypatch: pytest.MonkeyPatch, log: list[Any]
+) -> None:
+    soon = {**dict(main.SERVER_OPTIONS), "grpc.max_connection_age_ms": 500}
+    monkeypatch.setattr(main, "SERVER_OPTIONS", tuple(soon.items()))
+    gateway = await serve()
+    watch = gateway.stub.WatchStoreImageTasks(pb.WatchStoreImageTasksRequest())
+    while not (await watch.read()).HasField("snapshot_complete"):
+        pass
+    async with asyncio.timeout(PATIENCE):
+        while len({each["peer"] for each in log if each["event"] == "call"}) < 2:
+            await gateway.describe()
+    world.ec2().add()
+    await gateway.describe(max_age=NO_AGE)
+    while not (event := await watch.read()).HasField("changes"):
+        assert not event.HasField("closing")
+    watch.cancel()
