@@ -144,7 +144,8 @@ async def serve_bare() -> Served:
 
     method = grpc.unary_stream_rpc_method_handler(stream)
     name = pb.DESCRIPTOR.services_by_name["StoreImageTaskService"].full_name
-    server = grpc.aio.server(options=server_main.SERVER_OPTIONS)
+    pending = [(f"grpc.server.max_pending_requests{each}", 100_000) for each in ("", "_hard_limit")]
+    server = grpc.aio.server(options=[*server_main.SERVER_OPTIONS, *pending])
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(name, {"WatchStoreImageTasks": method}),)
     )

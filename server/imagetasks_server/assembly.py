@@ -15,6 +15,7 @@ from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
 from imagetasks_server.errors import NotFound
 from imagetasks_server.followers import Followers
+from imagetasks_server.limits import Limits
 from imagetasks_server.lookups import Lookups
 from imagetasks_server.poller import Poller, Rhythm
 from imagetasks_server.reader import Reader
@@ -70,6 +71,7 @@ def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock:
         timeout=settings.discovery_timeout,
         excluded={each.name: each.exclude_regions for each in settings.accounts},
     )
+    jitter = random.Random()  # noqa: S311  # spreads retries, guards nothing
     revisions = Revisions()
     rhythm = Rhythm(settings.poll_interval, settings.idle_poll_interval, settings.poll_linger)
 
@@ -82,13 +84,33 @@ def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock:
         targets=targets,
         registry=registry,
         answers=Answers(registry, clock, cache_bytes=settings.answer_cache_bytes),
-        watching=Watching(followers, targets, clock, rhythm=rhythm, heartbeat=settings.heartbeat_interval),
+        watching=Watching(
+            followers,
+            targets,
+            clock,
+            rhythm=rhythm,
+            heartbeat=settings.heartbeat_interval,
+            # A fleet that came at once must not come back at once.
+            lifetime=lambda: settings.limits.max_stream_age * (1 - 0.2 * jitter.random()),
+        ),
         waiting=Waiting(followers, targets, clock),
         clock=clock,
         default_max_age=settings.default_max_age,
         stale_for=settings.stale_for,
     )
-    boundary = Boundary(clock, default_deadline=settings.default_deadline)
+    limits = Limits(
+        clock,
+        jitter.random,
+        max_concurrent_calls=settings.limits.max_concurrent_calls,
+        max_open_streams=settings.limits.max_open_streams,
+    )
+    boundary = Boundary(
+        clock,
+        limits,
+        default_quota=settings.limits.default_quota,
+        default_deadline=settings.default_deadline,
+        longest=settings.limits.max_stream_age,
+    )
     return Gateway(targets, registry, service, boundary, followers)
 
 

@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, Self, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Final, NoReturn, Self, TypeAlias
 
 import grpc
 import structlog
@@ -21,12 +21,18 @@ from google.protobuf.message_factory import GetMessageClass
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Error, Internal, InvalidRequest
+from imagetasks_server.limits import Admission, Limits, Quota
 from imagetasks_server.service import Call, Service
 from imagetasks_server.telemetry import Event
 
 log = structlog.get_logger()
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StoreImageTaskService"]
+
+# Seconds a stream gets, once it is too old, to say so to a client that reads.
+STUCK_SECONDS: Final = 30.0
+# Unary, but it lasts and mostly rests: it counts as a stream.
+LASTING: Final = frozenset({"WaitStoreImageTasks"})
 
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, Any]
 Unary: TypeAlias = Callable[[Any, Call], Awaitable[bytes | Message]]
@@ -38,12 +44,26 @@ class Boundary:
 
     Args:
         clock: Unix seconds.
+        limits: Lets calls in.
+        default_quota: What a caller may.
         default_deadline: Seconds a call may take where the caller set no deadline.
+        longest: Seconds that any call may take.
     """
 
-    def __init__(self, clock: Clock, *, default_deadline: float) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        limits: Limits,
+        *,
+        default_quota: Quota,
+        default_deadline: float,
+        longest: float,
+    ) -> None:
         self._clock = clock
+        self.limits = limits
+        self.default_quota = default_quota
         self._default_deadline = default_deadline
+        self._longest = longest
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -71,11 +91,13 @@ class Boundary:
         self, method: MethodDescriptor, implementation: Unary
     ) -> Callable[[bytes, Context], Awaitable[Any]]:
         parse = _parser(method)
+        lasting = method.name in LASTING
 
         async def unary(message: bytes, context: Context) -> bytes | Message:
             with _Record(self, method, context) as record:
                 try:
-                    return await implementation(parse(message), self._call(context, record))
+                    with self._admitted(record, lasting=lasting):
+                        return await implementation(parse(message), self._call(context, record))
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record.failed(error))
 
@@ -89,20 +111,24 @@ class Boundary:
         async def stream(message: bytes, context: Context) -> AsyncGenerator[Message]:
             with _Record(self, method, context) as record:
                 try:
-                    async with contextlib.aclosing(
-                        implementation(parse(message), self._call(context, record))
-                    ) as responses:
-                        async for response in responses:
-                            yield response
+                    with self._admitted(record, lasting=True), _ended_after(self._longest + STUCK_SECONDS):
+                        async with contextlib.aclosing(
+                            implementation(parse(message), self._call(context, record))
+                        ) as responses:
+                            async for response in responses:
+                                yield response
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record.failed(error))
 
         return stream
 
+    def _admitted(self, record: "_Record", *, lasting: bool) -> Admission:
+        return self.limits.admit(_host(record.peer), self.default_quota, streaming=lasting)
+
     def _call(self, context: Context, record: "_Record") -> Call:
         remaining = context.time_remaining()
         seconds = self._default_deadline if remaining is None else remaining
-        return Call(self._clock() + seconds, record.peer)
+        return Call(self._clock() + min(seconds, self._longest), record.peer)
 
     def _enter(self) -> None:
         self._in_flight += 1
@@ -170,6 +196,23 @@ def _parser(method: MethodDescriptor) -> Callable[[bytes], Message]:
             raise InvalidRequest("request", f"is not a {method.input_type.full_name}") from None
 
     return parse
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """Cancel this call if it still lasts then: whoever does not read cannot be told that it is over."""
+    task = asyncio.current_task()
+    assert task is not None
+    ending = asyncio.get_running_loop().call_later(seconds, task.cancel)
+    try:
+        yield
+    finally:
+        ending.cancel()
+
+
+def _host(peer: str) -> str:
+    """Who calls, as long as nothing better is known: gRPC's name of the peer without the port."""
+    return peer if peer.startswith("unix:") else peer.rpartition(":")[0]
 
 
 def _serialize(response: bytes | Message) -> bytes:

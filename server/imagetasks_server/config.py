@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from imagetasks_server.account_settings import AccountSettings, OrganizationSettings, Seconds, Table
+from imagetasks_server.limit_settings import LimitSettings
 
 
 class ConfigError(Exception):
@@ -68,6 +69,8 @@ class Settings(BaseSettings):
     """AWS organizations whose accounts are found out. Their accounts come beside `accounts`."""
     budget: BudgetSettings = BudgetSettings()
     """What may be asked of EC2."""
+    limits: LimitSettings = LimitSettings()
+    """How much is let in."""
 
     default_max_age: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     """Seconds an answer may be old where a caller does not say. More: fewer calls to EC2."""

@@ -42,12 +42,20 @@ NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVER_OPTIONS: Final = (
     # Two gateways on one port: the second must fail instead of taking every other call.
     ("grpc.so_reuseport", 0),
-    # A burst of new calls above C-core's default of about 1,000 is refused at random.
-    ("grpc.server.max_pending_requests", 100_000),
-    ("grpc.server.max_pending_requests_hard_limit", 100_000),
     ("grpc.max_concurrent_streams", 100_000),
-    # The largest legal request is far smaller.
+    # The largest legal request is less than half of it.
     ("grpc.max_receive_message_length", 1024 * 1024),
+    # Credentials and trace headers take less than half of it; the default above which gRPC refuses only
+    # at random is 8 KiB, and it refuses always above 16.
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 32 * 1024),
+    # A connection that does not get as far as HTTP/2's settings is closed after this, not after two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # Without a call for so long: the client connects again when it has one.
+    ("grpc.max_connection_idle_ms", 10 * 60 * 1000),
+    # New calls go to a new connection, so that a balancer can choose anew. Streams stay to their own end:
+    # there is no max_connection_age_grace, which would cut them without a word.
+    ("grpc.max_connection_age_ms", 30 * 60 * 1000),
     # A frozen peer is noticed within half a minute; keepalive alone takes a minute.
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -246,7 +254,13 @@ async def _lister(aws: Aws, organization: OrganizationSettings, stack: contextli
 async def _listen(
     settings: Settings, gateway: Gateway
 ) -> tuple[grpc.aio.Server, str, health.aio.HealthServicer]:
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    # Above C-core's own default, about 1,000, it refuses at random.
+    waiting = settings.limits.max_waiting_calls
+    limits = (
+        ("grpc.server.max_pending_requests", waiting),
+        ("grpc.server.max_pending_requests_hard_limit", waiting),
+    )
+    server = grpc.aio.server(options=(*SERVER_OPTIONS, *limits))
     server.add_generic_rpc_handlers((gateway.boundary.handler(gateway.service),))
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

@@ -5,7 +5,7 @@ or Region that came is followed with a snapshot of its own, one that went is tak
 """
 
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,16 +54,25 @@ class Watching:
         clock: Unix seconds.
         rhythm: How often followed targets are read.
         heartbeat: Seconds after which a caller who is caught up hears so again.
+        lifetime: Seconds that a new watch lasts, another number each time.
     """
 
     def __init__(
-        self, followers: Followers, targets: Targets, clock: Clock, *, rhythm: Rhythm, heartbeat: float
+        self,
+        followers: Followers,
+        targets: Targets,
+        clock: Clock,
+        *,
+        rhythm: Rhythm,
+        heartbeat: float,
+        lifetime: Callable[[], float],
     ) -> None:
         self._followers = followers
         self._targets = targets
         self._clock = clock
         self._rhythm = rhythm
         self._heartbeat = heartbeat
+        self._lifetime = lifetime
         # Revisions of another process mean nothing here.
         self._epoch = uuid.uuid4().hex[:12]
         self._told = _Told()
@@ -71,11 +80,12 @@ class Watching:
     async def watch(
         self, asked: Asked, token: ResumeToken | None, *, require_resume: bool
     ) -> AsyncGenerator[Response]:
-        """A snapshot, then changes, until the caller leaves or the process stops.
+        """A snapshot, then changes, until the caller leaves, the watch is too old or the process stops.
 
         Raises:
             Error: The targets cannot be resolved, or the token cannot be continued and must be.
         """
+        ends_at = self._clock() + self._lifetime()
         resolution = await self._targets.resolve(asked.accounts, asked.regions)
         # Taken now: a caller may be long in reading even the first message.
         resolved_at = self._clock()
@@ -97,7 +107,7 @@ class Watching:
             for message in line.failures(resolution):
                 yield message
             heard_at = self._clock()
-            while not self._followers.draining:
+            while not self._followers.draining and self._clock() < ends_at:
                 messages: list[Response] = []
                 if self._clock() >= resolved_at + self._heartbeat:
                     # Without waiting: an account that cannot be found out delays no news of the others.
@@ -114,8 +124,11 @@ class Watching:
                     heard_at = self._clock()
                 if not messages:
                     due = min(heard_at, resolved_at) + self._heartbeat
-                    await subscription.moved(due - self._clock())
-            yield line.closing(Response.Closing.REASON_DRAINING)
+                    await subscription.moved(min(due, ends_at) - self._clock())
+            draining = self._followers.draining
+            yield line.closing(
+                Response.Closing.REASON_DRAINING if draining else Response.Closing.REASON_MAX_AGE
+            )
 
     def _covered(self, token: ResumeToken | None, resolution: Resolution) -> list[Target] | None:
         """The targets that the caller holds as of the token; None if the token means nothing here."""

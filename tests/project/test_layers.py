@@ -60,7 +60,9 @@ ORDER = (
     "turns",
     "sandbox",
     "config",
+    "limit_settings",
     "account_settings",
+    "limits",
     "errors",
     "telemetry",
     "clock",
@@ -68,7 +70,7 @@ ORDER = (
 )
 
 # Where correctness lives: driven through thousands of histories, so without I/O and time of their own.
-PURE = {"budget", "members", "pace", "selection", "shallow", "tokens", "view"}
+PURE = {"budget", "limits", "members", "pace", "selection", "shallow", "tokens", "view"}
 IMPURE = {
     "asyncio",
     "contextvars",

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import grpc
 import pytest
 import structlog
 from fake_ec2 import FakeWorld, Hold, aws_error
@@ -17,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from virtual import VirtualClock, run
 
+import raw_http2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server import config, main
 from imagetasks_server.assembly import assemble
@@ -384,6 +386,64 @@ def test_answer_cache_bytes_is_the_memory_for_answers() -> None:
     assert staged(kept) > 500
     assert staged(kept, answer_cache_bytes=100) == 0
     assert staged(kept, answer_cache_bytes=0) == 0
+
+
+@proves(
+    "limits.max_concurrent_calls",
+    "limits.max_open_streams",
+    "limits.default_calls_per_second",
+    "limits.default_burst",
+    "limits.default_concurrent_calls",
+    "limits.default_open_streams",
+)
+def test_the_limits_are_how_much_is_let_in() -> None:
+    async def let_in(stage: Stage) -> tuple[int, int]:
+        """Of 40 calls of two callers, then of 40 streams."""
+        boundary = stage.gateway.boundary
+
+        def entered(*, streaming: bool) -> Any:
+            for number in range(40):
+                admission = boundary.limits.admit(
+                    "ab"[number % 2], boundary.default_quota, streaming=streaming
+                )
+                with contextlib.suppress(Error):
+                    yield admission.__enter__()
+
+        return len([*entered(streaming=False)]), len([*entered(streaming=True)])
+
+    assert staged(let_in) == (40, 40)
+    assert staged(let_in, limits={"max_concurrent_calls": 5}) == (5, 40)
+    assert staged(let_in, limits={"max_open_streams": 5}) == (40, 5)
+    assert staged(let_in, limits={"default_calls_per_second": 3}) == (6, 0)
+    assert staged(let_in, limits={"default_calls_per_second": 3, "default_burst": 2}) == (4, 0)
+    assert staged(let_in, limits={"default_concurrent_calls": 3}) == (6, 40)
+    assert staged(let_in, limits={"default_open_streams": 3}) == (40, 6)
+
+
+@proves("limits.max_waiting_calls")
+async def test_max_waiting_calls_is_how_many_may_arrive_in_the_same_moment(serve: Serve) -> None:
+    async def refused(**limits: Any) -> int:
+        gateway = await serve(limits=limits)
+        await gateway.describe()
+        headers = raw_http2.request(f"/{main.SERVICE.full_name}/DescribeStoreImageTasks")
+        found = await asyncio.to_thread(raw_http2.statuses, gateway.address, headers, 300)
+        assert set(found) <= {0, grpc.StatusCode.CANCELLED.value[0]}
+        return len(found) - found.count(0)
+
+    assert await refused() == 0
+    assert await refused(max_waiting_calls=2) > 0
+
+
+@proves("limits.max_stream_age")
+def test_max_stream_age_is_how_long_a_watch_lasts() -> None:
+    async def age(stage: Stage) -> float:
+        began = stage.clock()
+        events = stage.gateway.service.watch_store_image_tasks(pb.WatchStoreImageTasksRequest(), Call(1e12))
+        assert [event.WhichOneof("event") async for event in events][-1] == "closing"
+        return stage.clock() - began
+
+    assert 2880 <= staged(age) <= 3600
+    assert 80 <= staged(age, limits={"max_stream_age": 100}) <= 100
 
 
 @proves("default_deadline")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.errors import InvalidRequest
-from imagetasks_server.selection import describe_selection, order_of, selector_selection
+from imagetasks_server.selection import MAX_VERDICTS, describe_selection, order_of, selector_selection
 from imagetasks_server.tokens import PageToken
 
 IDS = st.integers(0, 2**32 - 1).map(lambda n: f"ami-{n:08x}")
@@ -165,3 +165,23 @@ def test_a_token_of_680_targets_stays_small() -> None:
     regions = [f"eu-somewhere-{n}" for n in range(34)]
     token = PageToken("q" * 18, (0, -(2**60), "f" * 24), 1.7e9, {f"account-{n}": regions for n in range(20)})
     assert len(token.encode()) < 2048
+
+
+def test_the_worst_filter_looks_at_each_name_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    class Counted:
+        def fullmatch(self, text: str) -> None:
+            looked.append(text)
+
+    worst = pb.Filter(name="bucket", values=["*" + "?" * 20 + "b"] * 200)
+    selection = selector_selection(pb.TaskSelector(filters=[worst]))
+    ((_, pattern),) = selection.patterns
+    monkeypatch.setattr(pattern, "_compiled", Counted())
+    for number in range(1000):
+        assert not selection.matches(pb.StoreImageTaskResult(bucket=f"{'a' * 60}-{number % 10}"))
+    assert len(looked) == 10
+    # Nor is more remembered than is of use.
+    for number in range(2 * MAX_VERDICTS):
+        selection.matches(pb.StoreImageTaskResult(bucket=str(number)))
+    assert len(pattern._verdicts) == MAX_VERDICTS

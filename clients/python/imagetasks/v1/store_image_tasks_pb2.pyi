@@ -179,9 +179,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 17
     """RESOURCE_EXHAUSTED: this caller calls too often; RetryInfo tells when."""
     ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 18
-    """RESOURCE_EXHAUSTED: this caller has too many streams open."""
+    """RESOURCE_EXHAUSTED: this caller has too many streams and waits open."""
     ERROR_REASON_RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 19
     """OUT_OF_RANGE: the resume_token cannot be continued."""
+    ERROR_REASON_TOO_MANY_CALLS: _ErrorReason.ValueType  # 20
+    """RESOURCE_EXHAUSTED: this caller has too many calls under way at once."""
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 21
+    """RESOURCE_EXHAUSTED: the gateway has as much to do for all callers together as
+    it can; RetryInfo says when to come back, to it or to another.
+    """
     ERROR_REASON_AWS_THROTTLED: _ErrorReason.ValueType  # 32
     """RESOURCE_EXHAUSTED: EC2 throttled the gateway."""
     ERROR_REASON_AWS_UNAUTHORIZED_OPERATION: _ErrorReason.ValueType  # 33
@@ -265,9 +271,15 @@ recover first; RetryInfo tells when.
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 17
 """RESOURCE_EXHAUSTED: this caller calls too often; RetryInfo tells when."""
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 18
-"""RESOURCE_EXHAUSTED: this caller has too many streams open."""
+"""RESOURCE_EXHAUSTED: this caller has too many streams and waits open."""
 ERROR_REASON_RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 19
 """OUT_OF_RANGE: the resume_token cannot be continued."""
+ERROR_REASON_TOO_MANY_CALLS: ErrorReason.ValueType  # 20
+"""RESOURCE_EXHAUSTED: this caller has too many calls under way at once."""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 21
+"""RESOURCE_EXHAUSTED: the gateway has as much to do for all callers together as
+it can; RetryInfo says when to come back, to it or to another.
+"""
 ERROR_REASON_AWS_THROTTLED: ErrorReason.ValueType  # 32
 """RESOURCE_EXHAUSTED: EC2 throttled the gateway."""
 ERROR_REASON_AWS_UNAUTHORIZED_OPERATION: ErrorReason.ValueType  # 33

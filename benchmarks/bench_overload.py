@@ -1,0 +1,73 @@
+"""What a gateway does when more cached describes are offered than it can answer.
+
+    python benchmarks/bench_overload.py
+
+One gateway process; the load comes from another process, at a fixed rate, that waits for no answer
+(`offering.py`). On two cores the load takes half of what there is. Capacity is what h2load gets with 32 calls
+under way. Then: that rate, five times as much, and half as much at once afterwards, each with
+several values of `limits.max_waiting_calls`. Compare within one run.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bench_boundary import load
+from describing import PATH, Served, served
+
+OFFERING = Path(__file__).with_name("offering.py")
+SECONDS, CONNECTIONS = 5, 20
+STEPS = {"capacity": 1.0, "5 times": 5.0, "after it": 0.5}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--waiting", type=int, nargs="+", default=[200, 1000, 10_000], help="values to try")
+    print(
+        f"{'waiting':>8} {'offered':>16} {'answered':>10} {'p50':>9} {'p99':>9} "
+        f"{'refused':>9} {'p99':>9} {'too late':>9} {'memory':>9}"
+    )
+    for waiting in parser.parse_args().waiting:
+        with served("gateway", limits={"max_waiting_calls": waiting}) as server:
+            load(server, 5000)
+            capacity = load(server, 10_000)
+            for name, factor in STEPS.items():
+                row(waiting, f"{name:>8} {capacity * factor:>5.0f}/s", server, capacity * factor)
+
+
+def row(waiting: int, name: str, server: Served, rate: float) -> None:
+    """Offer, and print what came of it."""
+    found = offer(server, rate, SECONDS)
+    ended = found["ended"]
+    answered = sorted(ended.get("0", ()))
+    refused = sorted(ended.get("1", []) + ended.get("8", []))
+    print(
+        f"{waiting:>8} {name} {len(answered) / SECONDS:>8.0f}/s {at(answered, 0.5):>6.0f} ms "
+        f"{at(answered, 0.99):>6.0f} ms {len(refused) / SECONDS:>7.0f}/s {at(refused, 0.99):>6.0f} ms "
+        f"{len(ended.get('4', ())):>9} {server.memory():>5.0f} MiB",
+        flush=True,
+    )
+
+
+def offer(server: Served, rate: float, seconds: float) -> dict[str, Any]:
+    """What `offering.py` found."""
+    command = [sys.executable, OFFERING, server.address, PATH, rate, seconds, CONNECTIONS]
+    result = subprocess.run([str(each) for each in command], stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert not found["unanswered"], found["unanswered"]
+    return found
+
+
+def at(times: list[float], part: float) -> float:
+    """The time that this part of the calls did not exceed."""
+    return times[min(len(times) - 1, int(len(times) * part))] if times else 0.0
+
+
+if __name__ == "__main__":
+    main()

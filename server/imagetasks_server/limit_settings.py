@@ -1,0 +1,49 @@
+"""What can be set of the limits: how much is let in, and how long a stream lasts."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from imagetasks_server.account_settings import Seconds, Table
+from imagetasks_server.limits import Quota
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class LimitSettings(Table):
+    """How much is let in. Above a limit a call is refused at once, with the time to come back."""
+
+    max_concurrent_calls: Count = 1000
+    """Unary calls under way, of all callers together, but for waits. More: longer reads of EC2 are waited for
+    by more; less: less memory under a flood."""
+    max_open_streams: Count = 20_000
+    """Streams, watches and waits under way, of all callers together; about 40 KiB each. More: memory."""
+    max_waiting_calls: Count = 10_000
+    """Calls that have arrived and wait until the processor gets to them. Above, gRPC itself refuses: with
+    CANCELLED, at almost no cost. More: as many watchers can come back in the same moment; less: under
+    overload who is let in is answered sooner, for 3,000 or so are answered a second."""
+    default_calls_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """New calls per second of one caller who has no quota of its own, in the long run. Absent: no limit.
+    More: one caller can take more of the processor."""
+    default_burst: Count | None = None
+    """Calls that such a caller may begin at once after a pause. Absent: one second's worth. More: a script
+    that asks for much at once is not held up."""
+    default_concurrent_calls: Count | None = None
+    """Unary calls that such a caller may have under way. Absent: as many as there is place for in all. Less:
+    one caller leaves more place for others."""
+    default_open_streams: Count | None = None
+    """The same of streams, watches and waits."""
+    max_stream_age: Seconds = 3600.0
+    """Seconds that any call may last. A watch is closed with a token when it is up to a fifth younger, so
+    that those who came at once do not come back at once; a wait answers that its time is over. More: fewer
+    reconnects; less: watches spread over replicas sooner."""
+
+    @property
+    def default_quota(self) -> Quota:
+        """What a caller may who has no quota of its own."""
+        return Quota(
+            self.default_calls_per_second,
+            self.default_burst,
+            self.default_concurrent_calls,
+            self.default_open_streams,
+        )

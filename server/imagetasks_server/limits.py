@@ -1,0 +1,175 @@
+"""How much is let in: of one caller, and in all. Pure but for the clock and the jitter that it is given.
+
+A call is let in or refused at once, before anything is done for it: nobody queues here. A refusal says
+which limit it was and when to come back. What a caller's limits are is decided elsewhere; what is kept
+of a caller is forgotten when it could no longer refuse anything.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from imagetasks_server.clock import Clock
+from imagetasks_server.errors import Exhausted
+
+# Seconds after which a place may be free again: a guess, spread so that not all come back at once.
+CALL_RETRY: Final = 1.0
+STREAM_RETRY: Final = 10.0
+
+# Callers looked at, at each admission, for whether they can be forgotten: more than can come with it.
+_LOOKED_AT: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What one caller may; None is no limit of its own.
+
+    Attributes:
+        calls_per_second: New calls in the long run, streams included.
+        burst: New calls at once after a pause, 1 at least. Without it: one second's worth.
+        concurrent_calls: Unary calls under way.
+        open_streams: Streams and waits under way.
+    """
+
+    calls_per_second: float | None = None
+    burst: int | None = None
+    concurrent_calls: int | None = None
+    open_streams: int | None = None
+
+
+class Limits:
+    """Lets calls in.
+
+    Args:
+        clock: Seconds that never step back.
+        jitter: A number from 0 to 1, another one each time.
+        max_concurrent_calls: Unary calls under way, of all callers together.
+        max_open_streams: Streams and waits under way, of all callers together.
+    """
+
+    def __init__(
+        self, clock: Clock, jitter: Callable[[], float], *, max_concurrent_calls: int, max_open_streams: int
+    ) -> None:
+        self._clock = clock
+        self._jitter = jitter
+        self._most = {False: max_concurrent_calls, True: max_open_streams}
+        self._under_way = {False: 0, True: 0}
+        self._callers: dict[str, _Caller] = {}
+
+    @property
+    def concurrent_calls(self) -> int:
+        """Unary calls under way."""
+        return self._under_way[False]
+
+    @property
+    def open_streams(self) -> int:
+        """Streams and waits under way."""
+        return self._under_way[True]
+
+    @property
+    def callers(self) -> int:
+        """Callers of whom something is kept."""
+        return len(self._callers)
+
+    def admit(self, caller: str, quota: Quota, *, streaming: bool) -> "Admission":
+        """A context manager that holds a place as long as the call lasts.
+
+        Entering it raises `Exhausted`; a refused call takes nothing from the caller's rate.
+
+        Args:
+            caller: Whose limits.
+            quota: What they are now; they may change from call to call.
+            streaming: The call lasts and mostly rests: a stream, or a wait.
+        """
+        return Admission(self, caller, quota, streaming=streaming)
+
+    def _enter(self, caller: str, quota: Quota, *, streaming: bool) -> None:
+        now = self._clock()
+        self._forget_some(now)
+        known = self._callers.get(caller) or _Caller()
+        self._check_places(known, quota, streaming=streaming)
+        if quota.calls_per_second is not None:
+            known.pay(quota.calls_per_second, quota.burst, now)
+        self._callers[caller] = known
+        known.under_way[streaming] += 1
+        self._under_way[streaming] += 1
+
+    def _leave(self, caller: str, *, streaming: bool) -> None:
+        self._callers[caller].under_way[streaming] -= 1
+        self._under_way[streaming] -= 1
+
+    def _check_places(self, known: "_Caller", quota: Quota, *, streaming: bool) -> None:
+        own = quota.open_streams if streaming else quota.concurrent_calls
+        kind = "streams and waits" if streaming else "calls"
+        if own is not None and known.under_way[streaming] >= own:
+            reason = "TOO_MANY_STREAMS" if streaming else "TOO_MANY_CALLS"
+            raise self._refusal(reason, f"this caller has {own} {kind} under way, its limit", streaming)
+        most = self._most[streaming]
+        if self._under_way[streaming] >= most:
+            raise self._refusal(
+                "OVERLOADED", f"the gateway has {most} {kind} under way, its limit", streaming
+            )
+
+    def _refusal(self, reason: str, message: str, streaming: bool) -> Exhausted:  # noqa: FBT001
+        after = (STREAM_RETRY if streaming else CALL_RETRY) * (0.5 + self._jitter())
+        return Exhausted(reason, message, retry_after=after)
+
+    def _forget_some(self, now: float) -> None:
+        """Whoever has no call under way and a full bucket is as one never seen."""
+        for _ in range(min(_LOOKED_AT, len(self._callers))):
+            name = next(iter(self._callers))
+            known = self._callers.pop(name)
+            if known.matters(now):
+                self._callers[name] = known  # at the end: next time others are looked at
+
+
+class Admission:
+    """One call's place."""
+
+    __slots__ = ("_caller", "_limits", "_quota", "_streaming")
+
+    def __init__(self, limits: Limits, caller: str, quota: Quota, *, streaming: bool) -> None:
+        self._limits = limits
+        self._caller = caller
+        self._quota = quota
+        self._streaming = streaming
+
+    def __enter__(self) -> Self:
+        self._limits._enter(self._caller, self._quota, streaming=self._streaming)  # noqa: SLF001  # one idea in two classes
+        return self
+
+    # Synchronous: when a client leaves, the first await of a cleanup may be cancelled.
+    def __exit__(self, *_: object) -> None:
+        self._limits._leave(self._caller, streaming=self._streaming)  # noqa: SLF001
+
+
+class _Caller:
+    """What is kept of a caller: its calls under way, and its bucket as the moment when it is full again."""
+
+    __slots__ = ("full_at", "under_way")
+
+    def __init__(self) -> None:
+        self.under_way = {False: 0, True: 0}
+        self.full_at = 0.0
+
+    def pay(self, rate: float, burst: int | None, now: float) -> None:
+        """Take one from the bucket.
+
+        Raises:
+            Exhausted: It is empty; tells exactly when there will be one.
+        """
+        full_at = max(self.full_at, now) + 1 / rate
+        capacity = max(1.0, rate if burst is None else burst)
+        wait = full_at - now - capacity / rate
+        # Below a microsecond nobody waits: it is what adding up fractions leaves.
+        if wait > 1e-6:  # noqa: PLR2004
+            raise Exhausted(
+                "RATE_LIMITED",
+                f"this caller may begin {rate:g} calls per second, {capacity:g} at once",
+                retry_after=wait,
+            )
+        self.full_at = full_at
+
+    def matters(self, now: float) -> bool:
+        """Whether forgetting it would change anything."""
+        return any(self.under_way.values()) or self.full_at > now

@@ -1,0 +1,216 @@
+"""What is let in, and what a refusal says: on random histories against the plainest counting."""
+
+import contextlib
+from collections import deque
+
+from fake_ec2 import FakeWorld
+from gateway_stage import PATIENCE, Failure, Serve, eventually, failure
+from google.rpc import error_details_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server import main
+from imagetasks_server.errors import Exhausted
+from imagetasks_server.limits import Admission, Limits, Quota
+from imagetasks_server.selection import MAX_FILTER_VALUE_CHARS, MAX_FILTERS, MAX_SELECTED_IMAGES
+from imagetasks_server.service import MAX_NAMES
+from imagetasks_server.tokens import MAX_CHARS
+
+AMPLE = 10**9
+
+
+class Hall:
+    """Limits, their time, and who is in."""
+
+    def __init__(self, *, calls: int = AMPLE, streams: int = AMPLE) -> None:
+        self.now = 0.0
+        self.limits = Limits(
+            lambda: self.now, lambda: 0.5, max_concurrent_calls=calls, max_open_streams=streams
+        )
+        self.inside: deque[Admission] = deque()
+
+    def comes(self, quota: Quota, caller: str = "anybody", *, streaming: bool = False) -> Exhausted | None:
+        """The refusal, if it is refused."""
+        admission = self.limits.admit(caller, quota, streaming=streaming)
+        try:
+            admission.__enter__()
+        except Exhausted as refusal:
+            return refusal
+        self.inside.append(admission)
+        return None
+
+    def leaves(self) -> None:
+        """Whoever has been in for longest."""
+        if self.inside:
+            self.inside.popleft().__exit__(None, None, None)
+
+
+@given(
+    rate=st.sampled_from([0.1, 1.0, 3.0, 7.0]),
+    burst=st.integers(1, 20),
+    pauses=st.lists(st.floats(0, 30), max_size=60),
+)
+def test_a_caller_never_begins_more_than_its_rate_and_is_told_exactly_when_to_come_back(
+    rate: float, burst: int, pauses: list[float]
+) -> None:
+    hall = Hall()
+    quota = Quota(calls_per_second=rate, burst=burst)
+    begun: list[float] = []
+    for pause in pauses:
+        hall.now += pause
+        refusal = hall.comes(quota)
+        if refusal is not None:
+            assert refusal.reason == "RATE_LIMITED"
+            assert refusal.retry_after is not None
+            # A moment earlier would be refused again; then it is let in.
+            told = hall.now + refusal.retry_after
+            hall.now = told - 1e-4
+            assert hall.comes(quota) is not None
+            hall.now = told
+            assert hall.comes(quota) is None
+        begun.append(hall.now)
+        for number, first in enumerate(begun):
+            assert len(begun) - number <= burst + rate * (hall.now - first) + 1e-3
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), max_size=200))
+def test_no_more_are_in_than_may_be_and_nobody_is_refused_without_need(
+    history: list[tuple[str, bool, bool]],
+) -> None:
+    hall = Hall(calls=5, streams=7)
+    quota = Quota(concurrent_calls=2, open_streams=4)
+    inside: deque[tuple[str, bool]] = deque()
+    for caller, streaming, comes in history:
+        if not comes:
+            hall.leaves()
+            with contextlib.suppress(IndexError):
+                inside.popleft()
+            continue
+        own = inside.count((caller, streaming))
+        all_ = sum(kind is streaming for _, kind in inside)
+        expected = None
+        if own == (4 if streaming else 2):
+            expected = "TOO_MANY_STREAMS" if streaming else "TOO_MANY_CALLS"
+        elif all_ == (7 if streaming else 5):
+            expected = "OVERLOADED"
+        refusal = hall.comes(quota, caller, streaming=streaming)
+        assert (refusal and refusal.reason) == expected
+        if refusal is None:
+            inside.append((caller, streaming))
+        else:
+            assert refusal.retry_after == (10 if streaming else 1)
+    assert hall.limits.open_streams == sum(streaming for _, streaming in inside)
+    assert hall.limits.concurrent_calls == len(inside) - hall.limits.open_streams
+
+
+def test_who_is_refused_a_place_keeps_its_rate() -> None:
+    hall = Hall()
+    quota = Quota(calls_per_second=0.001, burst=2, concurrent_calls=1)
+    assert hall.comes(quota) is None
+    for _ in range(10):
+        refusal = hall.comes(quota)
+        assert refusal is not None
+        assert refusal.reason == "TOO_MANY_CALLS"
+    hall.leaves()
+    assert hall.comes(quota) is None
+
+
+def test_a_rate_without_a_burst_lets_one_seconds_worth_in_at_once() -> None:
+    for rate, expected in ((5.0, 5), (0.2, 1)):
+        hall = Hall()
+        accepted = [hall.comes(Quota(calls_per_second=rate)) is None for _ in range(20)]
+        assert sum(accepted) == expected
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 5), st.integers(0, 50))
+def test_callers_who_have_left_are_forgotten_whatever_names_come(burst: int, staying: int) -> None:
+    hall = Hall()
+    quota = Quota(calls_per_second=10.0, burst=burst)
+    for number in range(staying):
+        assert hall.comes(quota, f"stays {number}") is None
+    for number in range(5000):
+        hall.now += 0.01
+        assert hall.comes(quota, f"comes {number}") is None
+        hall.inside.pop().__exit__(None, None, None)
+        # Ten come while one's bucket fills again; the rest have not been looked at since.
+        assert hall.limits.callers <= 2 * staying + 40
+    assert hall.limits.callers >= staying
+
+
+def told(refused: Failure) -> float:
+    """The seconds of a refusal's RetryInfo."""
+    (info,) = refused.details(error_details_pb2.RetryInfo)
+    return float(info.retry_delay.ToMicroseconds() / 1e6)
+
+
+async def test_a_caller_above_its_rate_is_refused_by_every_method(serve: Serve) -> None:
+    gateway = await serve(limits={"default_calls_per_second": 0.01, "default_burst": 1})
+    await gateway.describe()
+    for call in (
+        gateway.describe(),
+        gateway.stream(),
+        gateway.stub.ListTargets(pb.ListTargetsRequest(), timeout=PATIENCE),
+        gateway.stub.WaitStoreImageTasks(pb.WaitStoreImageTasksRequest(), timeout=PATIENCE),
+        gateway.stub.WatchStoreImageTasks(pb.WatchStoreImageTasksRequest(), timeout=PATIENCE).read(),
+    ):
+        refused = await failure(call)
+        assert refused.reason == "RATE_LIMITED"
+        assert 90 < told(refused) <= 100
+
+
+async def test_watches_and_waits_take_a_streams_place_and_give_it_back(
+    serve: Serve, world: FakeWorld
+) -> None:
+    world.ec2().add()
+    gateway = await serve(limits={"default_open_streams": 2})
+    watch = gateway.stub.WatchStoreImageTasks(pb.WatchStoreImageTasksRequest(), timeout=PATIENCE)
+    await watch.read()
+    wait = gateway.stub.WaitStoreImageTasks(pb.WaitStoreImageTasksRequest(), timeout=PATIENCE)
+    limits = gateway.boundary.limits
+    await eventually(lambda: limits.open_streams == 2)
+    refused = await failure(gateway.stream())
+    assert refused.reason == "TOO_MANY_STREAMS"
+    assert 5 <= told(refused) <= 15
+    # Whoever describes needs no stream.
+    await gateway.describe()
+    for call in (watch, wait):
+        call.cancel()
+    await eventually(lambda: limits.open_streams == 0)
+    await gateway.stream()
+
+
+async def test_a_call_that_fails_or_is_left_gives_its_place_back(serve: Serve, world: FakeWorld) -> None:
+    gateway = await serve(limits={"max_concurrent_calls": 1})
+    assert (await gateway.refused(accounts=["nobody"])).reason == "UNKNOWN_ACCOUNT"
+    hold = world.ec2().hang()
+    hanging = gateway.stub.DescribeStoreImageTasks(pb.DescribeStoreImageTasksRequest(), timeout=PATIENCE)
+    await hold.reached()
+    refused = await gateway.refused()
+    assert refused.reason == "OVERLOADED"
+    assert 0.5 <= told(refused) <= 1.5
+    hanging.cancel()
+    await eventually(lambda: gateway.boundary.limits.concurrent_calls == 0)
+    hold.release()
+    await gateway.describe()
+
+
+async def test_the_largest_legal_request_is_less_than_half_of_what_is_taken(serve: Serve) -> None:
+    gateway = await serve()
+    largest = pb.TaskSelector(
+        image_ids=[f"ami-{number:017x}" for number in range(MAX_SELECTED_IMAGES)],
+        filters=[
+            pb.Filter(name="task-state", values=["😀" * MAX_FILTER_VALUE_CHARS] * 4)
+            for _ in range(MAX_FILTERS)
+        ],
+        accounts=["a" * 63] * MAX_NAMES,
+        regions=["gov-northwestern-northwestern-northwestern-12"] * MAX_NAMES,
+    )
+    request = pb.WatchStoreImageTasksRequest(selector=largest)
+    # With the longest token it is refused for the token alone; without, for an account that is not there.
+    assert (await failure(gateway.stub.WatchStoreImageTasks(request).read())).reason == "UNKNOWN_ACCOUNT"
+    request.resume_token = "x" * MAX_CHARS
+    assert request.ByteSize() < dict(main.SERVER_OPTIONS)["grpc.max_receive_message_length"] / 2
+    refused = await failure(gateway.stub.WatchStoreImageTasks(request).read())
+    assert refused.reason == "RESUME_TOKEN_INVALID"
