@@ -18,10 +18,12 @@ from grpc_reflection.v1alpha import reflection
 from virtual import VirtualClock, run
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import config, main
+from imagetasks_server import config
 from imagetasks_server.assembly import assemble
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
+from imagetasks_server.health import NOT_SERVING
+from imagetasks_server.listening import listen
 from imagetasks_server.service import Call
 from imagetasks_server.telemetry import configure_log
 from imagetasks_server.tracked import FORGET_EVERY
@@ -446,8 +448,8 @@ async def test_reflection_is_served_where_it_is_meant(
     monkeypatch.setattr(reflection, "enable_server_reflection", lambda *names: enabled.append(names))
     configured = config.Settings(**{"accounts": [{"name": "main"}], "listen": "127.0.0.1:0", **settings})
     gateway = assemble(configured, world.accounts, clock)
-    server, _, health = await main._listen(configured, gateway)
-    await main._drain(server, health, gateway, 1.0)
+    listening = await listen(configured, gateway)
+    await listening.drain(gateway, 1.0)
     assert bool(enabled) is reflected
 
 
@@ -475,9 +477,9 @@ async def test_drain_seconds_is_what_calls_under_way_get(serve: Serve) -> None:
     stub: Any = health_pb2_grpc.HealthStub(gateway.channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
     await watch.read()
-    draining = asyncio.create_task(main._drain(gateway.server, gateway.health, gateway.gateway, 600))
+    draining = asyncio.create_task(gateway.listening.drain(gateway.gateway, 600))
     # Told, and not ended.
-    assert (await watch.read()).status == main.NOT_SERVING
+    assert (await watch.read()).status == NOT_SERVING
     assert not draining.done()
     watch.cancel()
     await draining

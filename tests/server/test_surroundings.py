@@ -12,8 +12,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from virtual import VirtualClock
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import main
 from imagetasks_server.boundary import SERVICE
+from imagetasks_server.health import NOT_SERVING, SERVING
 
 
 async def list_targets(gateway: Gateway, **request: Any) -> pb.ListTargetsResponse:
@@ -138,7 +138,7 @@ async def test_health_tells_of_the_whole_and_of_the_service(gateway: Gateway) ->
     stub: Any = health_pb2_grpc.HealthStub(gateway.channel)
     for name in ("", SERVICE.full_name):
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE)
-        assert answer.status == main.SERVING
+        assert answer.status == SERVING
     refused = await failure(stub.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=PATIENCE))
     assert refused.code is grpc.StatusCode.NOT_FOUND
 
@@ -146,9 +146,9 @@ async def test_health_tells_of_the_whole_and_of_the_service(gateway: Gateway) ->
 async def test_a_health_watcher_is_told_when_the_gateway_drains(gateway: Gateway) -> None:
     stub: Any = health_pb2_grpc.HealthStub(gateway.channel)
     watcher = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE.full_name))
-    assert (await watcher.read()).status == main.SERVING
-    await gateway.health.enter_graceful_shutdown()
-    assert (await watcher.read()).status == main.NOT_SERVING
+    assert (await watcher.read()).status == SERVING
+    await gateway.listening.health.drain()
+    assert (await watcher.read()).status == NOT_SERVING
     watcher.cancel()
 
 
@@ -199,8 +199,8 @@ async def test_a_call_under_way_may_finish_while_the_gateway_drains(
     async with serving(world, clock) as gateway:
         call = asyncio.create_task(gateway.describe())
         await hold.reached()
-        draining = asyncio.create_task(main._drain(gateway.server, gateway.health, gateway.gateway, 10))
-        await eventually(lambda: gateway.health._gracefully_shutting_down)
+        draining = asyncio.create_task(gateway.listening.drain(gateway.gateway, 10))
+        await eventually(lambda: gateway.listening.health._draining)
         hold.release()
         assert len(outcomes(await call)) == 3
         await draining
@@ -213,7 +213,7 @@ async def test_calls_that_do_not_end_in_time_are_cancelled_and_counted_out(
     async with serving(world, clock) as gateway:
         call = gateway.open_stream(None)
         await hold.reached()
-        await main._drain(gateway.server, gateway.health, gateway.gateway, 0.1)
+        await gateway.listening.drain(gateway.gateway, 0.1)
         assert gateway.boundary._in_flight == 0
         await eventually(lambda: hold.waiting == 0)
         with pytest.raises(grpc.aio.AioRpcError):
