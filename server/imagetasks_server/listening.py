@@ -96,15 +96,15 @@ async def listen(settings: Settings, gateway: Gateway, certificates: Certificate
     names = [SERVICE.full_name, health.SERVICE_NAME]
     if settings.is_local if settings.reflection is None else settings.reflection:
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    health_server, health_address = None, ""
+    if settings.health_listen is not None:
+        health_server = grpc.aio.server(options=_HEALTH_OPTIONS)
+        await said.add_to(health_server)
+        health_address = _add_port(health_server, "health_listen", settings.health_listen, None)
     address = _add_port(server, "listen", settings.listen, certificates)
-    if settings.health_listen is None:
-        await server.start()
-        return Listening(server, address, said)
-    health_server = grpc.aio.server(options=_HEALTH_OPTIONS)
-    await said.add_to(health_server)
-    health_address = _add_port(health_server, "health_listen", settings.health_listen, None)
     await server.start()
-    await health_server.start()
+    if health_server is not None:
+        await health_server.start()
     return Listening(server, address, said, health_server, health_address)
 
 

@@ -103,7 +103,7 @@ def _connect(target: str, timeout: float) -> socket.socket:
     connected = socket.socket(socket.AF_UNIX)
     connected.settimeout(timeout)
     try:
-        connected.connect(target.removeprefix("unix:").replace("//", "", 1))
+        connected.connect(target.removeprefix("unix:").removeprefix("//"))
     except OSError:
         connected.close()
         raise

@@ -8,7 +8,6 @@ import datetime as dt
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +128,7 @@ class Certificates:
         self._clock = clock
         self._state = files.state()
         self._reported = ""
-        self._looked = time.monotonic()
+        self._looked = clock()
         # C-core asks from threads of its own.
         self._lock = threading.Lock()
         self._current = self._load(files)
@@ -195,7 +194,7 @@ class Certificates:
             self._use(certificate, state)
 
     def _at_a_connection(self) -> grpc.ServerCertificateConfiguration:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._looked >= LOOK_EVERY:
             self._looked = now
             self.look()

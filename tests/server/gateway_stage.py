@@ -21,6 +21,7 @@ from imagetasks_server.boundary import Boundary
 from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
 from imagetasks_server.listening import Listening, listen
+from imagetasks_server.tls import Certificates
 from imagetasks_server.tracked import Registry
 
 T = TypeVar("T")
@@ -229,12 +230,14 @@ async def serving(
     clock: Clock,
     *,
     channel_options: Sequence[tuple[str, Any]] = (),
+    certificates: Certificates | None = None,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """Serve the world.
 
     Settings are those of the configuration; the budget is ample unless they say otherwise. When it
-    ends, nothing that calls have started may still run.
+    ends, nothing that calls have started may still run. With certificates the channel, which has none, is
+    of no use.
     """
     settings.setdefault("accounts", [{"name": name} for name in world.accounts])
     settings.setdefault("budget", {"capacity": 1e6, "refill": 1e6, "initial": 1e6})
@@ -249,7 +252,7 @@ async def serving(
         gateway = assemble(configured, accounts, clock)
         registry, boundary = gateway.registry, gateway.boundary
         stack.push_async_callback(gateway.close)
-        listening = await listen(configured, gateway)
+        listening = await listen(configured, gateway, certificates)
         stack.push_async_callback(listening.drain, gateway, 5.0)
         await listening.health.serve(well=True)
         options = [("grpc.use_local_subchannel_pool", 1), *channel_options]

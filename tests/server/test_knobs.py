@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -22,9 +23,10 @@ from imagetasks_server import config
 from imagetasks_server.assembly import assemble
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
-from imagetasks_server.health import NOT_SERVING
+from imagetasks_server.health import NOT_SERVING, Credentials, Health
 from imagetasks_server.listening import listen
 from imagetasks_server.service import Call
+from imagetasks_server.targets import Identity
 from imagetasks_server.telemetry import configure_log
 from imagetasks_server.tracked import FORGET_EVERY
 
@@ -418,6 +420,49 @@ async def test_listen_is_where_the_gateway_is(serve: Serve, tmp_path_factory: py
     address = f"unix:{tmp_path_factory.mktemp('s')}/s"
     assert (await serve(listen=address)).address == address
     assert (await serve(listen="127.0.0.1:0")).address.startswith("127.0.0.1:")
+
+
+@proves("tls_certificate", "tls_key", "tls_client_ca")
+def test_tls_is_what_others_may_reach_and_needs_all_its_files(tmp_path: Path) -> None:
+    """What the files do is for test_tls, and that they reach the server for test_health."""
+    pem = tmp_path / "any.pem"
+    pem.touch()
+    assert not config.Settings(listen="0.0.0.0:0", tls_certificate=pem, tls_key=pem).insecure
+    for missing in ({"tls_certificate": pem}, {"tls_key": pem}, {"tls_client_ca": pem}):
+        with pytest.raises(ValueError, match=next(iter(missing))):
+            config.Settings(**missing)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tls_key"):
+        config.Settings(tls_certificate=pem, tls_key=tmp_path / "none.pem")
+
+
+@proves("health_listen")
+async def test_health_listen_is_where_health_alone_is_answered(serve: Serve) -> None:
+    assert (await serve()).listening.health_server is None
+    assert (await serve(health_listen="127.0.0.1:0")).listening.health_address.startswith("127.0.0.1:")
+    taken = (await serve()).address
+    with pytest.raises(config.ConfigError, match=r"^health_listen: cannot listen on"):
+        await serve(health_listen=taken)
+
+
+@proves("check_credentials_every")
+def test_check_credentials_every_is_the_time_between_two_looks() -> None:
+    """That it reaches them is for test_process."""
+    looks: list[float] = []
+
+    async def looked_for_100_seconds(clock: VirtualClock) -> None:
+        class Asked:
+            async def identity(self) -> Identity:
+                looks.append(clock())
+                return Identity("aws", "123456789012")
+
+        accounts: Any = {"main": Asked()}
+        looking = asyncio.create_task(Credentials(accounts, no_roster, every=9.5).look_after(Health()))
+        await asyncio.sleep(100)
+        looking.cancel()
+
+    no_roster: Any = None
+    run(looked_for_100_seconds)
+    assert len(looks) == 10
 
 
 @proves("insecure")
