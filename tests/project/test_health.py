@@ -78,7 +78,9 @@ def test_it_asks_at_a_unix_socket(tmp_path: Path) -> None:
         assert check("--listen", address).stdout == "SERVING\n"
 
 
-@pytest.mark.parametrize("names", [("localhost",), ("gateway.example",), ("*.gateway.example",), ("10.1.2.3",)])
+@pytest.mark.parametrize(
+    "names", [("localhost",), ("gateway.example",), ("*.gateway.example",), ("10.1.2.3",)]
+)
 def test_with_tls_it_asks_whosever_certificate_it_is(tmp_path: Path, names: tuple[str, ...]) -> None:
     settings = certificate(tmp_path, *names)
     with gateway("--sandbox", environment=environment(**settings)) as running:
