@@ -1,6 +1,10 @@
 """What else is served: targets, health, reflection, methods to come; and what a fault inside looks like."""
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import grpc
@@ -14,6 +18,7 @@ from virtual import VirtualClock
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.health import NOT_SERVING, SERVING
+from processes import gateway as gateway_process
 
 
 async def list_targets(gateway: Gateway, **request: Any) -> pb.ListTargetsResponse:
@@ -219,3 +224,32 @@ async def test_calls_that_do_not_end_in_time_are_cancelled_and_counted_out(
         with pytest.raises(grpc.aio.AioRpcError):
             async for _ in call:
                 pass
+
+
+def test_what_libraries_log_looks_like_what_we_log() -> None:
+    program = (
+        "import logging\n"
+        "from imagetasks_server.telemetry import configure_log\n"
+        "configure_log('debug', json_lines=True)\n"
+        "theirs = logging.getLogger('botocore.auth')\n"
+        "theirs.debug('signed with swordfish')\n"
+        "theirs.warning('found %d', 3)\n"
+        "try:\n    1 / 0\nexcept ZeroDivisionError:\n    logging.getLogger('asyncio').exception('a task')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    warning, error = map(json.loads, done.stderr.splitlines())
+    assert (warning["event"], warning["level"], warning["logger"]) == ("found 3", "warning", "botocore.auth")
+    assert warning["timestamp"].endswith("Z")
+    assert (error["event"], error["exception"][0]["exc_type"]) == ("a task", "ZeroDivisionError")
+
+
+def test_in_the_sandbox_reflection_is_served_wherever_it_listens() -> None:
+    settings = os.environ | {"IMAGETASKS_INSECURE": "true"}
+    with (
+        gateway_process("--sandbox", "--listen", "0.0.0.0:0", environment=settings) as running,
+        grpc.insecure_channel(running.address.replace("0.0.0.0", "127.0.0.1")) as channel,
+    ):
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=PATIENCE)
+        assert SERVICE.full_name in {each.name for each in answer.list_services_response.service}
