@@ -35,7 +35,7 @@ from imagetasks_server.sandbox import sandbox
 from imagetasks_server.stopping import Signals
 from imagetasks_server.targets import Targets
 from imagetasks_server.telemetry import Event, configure_log
-from imagetasks_server.tls import Certificates, Files
+from imagetasks_server.tls import Certificates, Files, load_certificate
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -68,7 +68,8 @@ def _command(arguments: argparse.Namespace) -> int:
     )
     settings = read()
     if arguments.check_config:
-        _certificates(settings)
+        if files := Files.of(settings):
+            load_certificate(files, steady_clock()())
         sys.stdout.write(f"The configuration is good.\n{described(settings)}")
         return 0
     if arguments.command == "health":

@@ -82,7 +82,7 @@ class Certificate:
     expires_at: float
 
 
-def load(files: Files, now: float) -> Certificate:
+def load_certificate(files: Files, now: float) -> Certificate:
     """Read and check the files. Blocks.
 
     Args:
@@ -212,7 +212,7 @@ class Certificates:
         log.error(Event.CERTIFICATE_REFUSED, text=self._reported, expires=_time(self.expires_at))
 
     def _load(self, files: Files) -> Certificate:
-        certificate = load(files, self._clock())
+        certificate = load_certificate(files, self._clock())
         # Whoever can read it can be the gateway.
         if files.key.stat().st_mode & stat.S_IROTH:
             log.warning(Event.KEY_EXPOSED, path=str(files.key))
