@@ -161,6 +161,22 @@ class TestService:
         assert await asked(gateway.channel, "") == NOT_SERVING
         assert await asked(gateway.channel, ALIVE) == SERVING
 
+    async def test_one_who_watches_and_does_not_read_holds_up_no_check(
+        self, gateway: Gateway, clock: VirtualClock
+    ) -> None:
+        stub: Any = health_pb2_grpc.HealthStub(gateway.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        await watch.read()
+        # What the library holds while it writes to that one.
+        async with gateway.listening.health._servicer._server_watchers[""]:
+            draining = asyncio.create_task(gateway.listening.health.drain())
+            await asyncio.sleep(0)
+            assert await asked(gateway.channel, "") == NOT_SERVING
+            assert not draining.done()
+            clock.advance(1)
+            await draining
+        watch.cancel()
+
     async def test_a_listener_for_health_alone_answers_nothing_else(self, serve: Serve) -> None:
         gateway = await serve(health_listen="127.0.0.1:0")
         async with grpc.aio.insecure_channel(gateway.listening.health_address) as channel:
