@@ -3,7 +3,8 @@
 #   docker run -p 50051:50051 -e AWS_REGION -e AWS_ACCESS_KEY_ID -e AWS_SECRET_ACCESS_KEY imagetasks --insecure
 #
 # It listens on every address of the container, and in plaintext it does so only if told: without --insecure
-# it refuses to start and says why.
+# or a certificate it refuses to start and says why. Settings are best given by the environment: the health
+# check then finds them too.
 
 # 3.13 is the newest Python for which every locked package has a wheel; slim has the C library those wheels are
 # built for, so nothing is compiled.
@@ -26,7 +27,6 @@ RUN /opt/build/bin/python -m hatchling build -t wheel -d dist \
 
 FROM python:3.13-slim
 COPY --from=build /opt/imagetasks /opt/imagetasks
-COPY scripts/health.py /opt/imagetasks/health.py
 ENV PATH=/opt/imagetasks/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -35,5 +35,5 @@ ENV PATH=/opt/imagetasks/bin:$PATH \
 USER 65532:65532
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-  CMD ["python", "/opt/imagetasks/health.py"]
+  CMD ["imagetasks-server", "health"]
 ENTRYPOINT ["imagetasks-server"]

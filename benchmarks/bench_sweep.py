@@ -161,10 +161,10 @@ async def serving() -> AsyncIterator[str]:
 
     async def then_tell(*arguments: Any) -> None:
         await warm(*arguments)
-        ready.set_result(arguments[-1])
+        ready.set_result(arguments[-1].address)
 
     main._warm = then_tell
-    task = asyncio.create_task(main._serve(Settings(), None))
+    task = asyncio.create_task(main._serve(Settings(), Settings))
     try:
         yield await ready
     finally:

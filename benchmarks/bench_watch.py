@@ -23,10 +23,10 @@ from fake_ec2 import FakeWorld
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
-from imagetasks_server import main as server_main
 from imagetasks_server.assembly import assemble
 from imagetasks_server.clock import steady_clock
 from imagetasks_server.config import Settings
+from imagetasks_server.listening import SERVER_OPTIONS, listen
 
 ROUNDS = 20
 CHANNELS = 20
@@ -110,7 +110,7 @@ async def serve_gateway() -> Served:
     )
     accounts: Any = world.accounts
     gateway = assemble(settings, accounts, clock)
-    server, address, _ = await server_main._listen(settings, gateway)
+    listening = await listen(settings, gateway)
 
     async def change(percentage: int) -> None:
         def now(_: object) -> None:
@@ -122,10 +122,10 @@ async def serve_gateway() -> Served:
 
     async def close() -> None:
         gateway.followers.drain()
-        await server.stop(5)
+        await listening.server.stop(5)
         await gateway.close()
 
-    return address, change, close
+    return listening.address, change, close
 
 
 async def serve_bare() -> Served:
@@ -145,7 +145,7 @@ async def serve_bare() -> Served:
     method = grpc.unary_stream_rpc_method_handler(stream)
     name = pb.DESCRIPTOR.services_by_name["StoreImageTaskService"].full_name
     pending = [(f"grpc.server.max_pending_requests{each}", 100_000) for each in ("", "_hard_limit")]
-    server = grpc.aio.server(options=[*server_main.SERVER_OPTIONS, *pending])
+    server = grpc.aio.server(options=[*SERVER_OPTIONS, *pending])
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(name, {"WatchStoreImageTasks": method}),)
     )

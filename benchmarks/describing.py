@@ -22,11 +22,11 @@ import uvloop
 from fake_ec2 import FakeWorld
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import main as server_main
 from imagetasks_server.assembly import assemble
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.clock import steady_clock
 from imagetasks_server.config import Settings
+from imagetasks_server.listening import SERVER_OPTIONS, listen
 from imagetasks_server.service import Call
 from imagetasks_server.telemetry import configure_log
 
@@ -117,13 +117,14 @@ async def serve(kind: str, more: dict[str, Any]) -> None:
             parsed = pb.DescribeStoreImageTasksRequest.FromString(message)
             return await gateway.service.describe_store_image_tasks(parsed, Call(clock() + 60))
 
-        server = grpc.aio.server(options=server_main.SERVER_OPTIONS)
+        server = grpc.aio.server(options=SERVER_OPTIONS)
         handlers = {METHOD: grpc.unary_unary_rpc_method_handler(handle)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
     else:
-        server, address, _ = await server_main._listen(settings, gateway)
+        listening = await listen(settings, gateway)
+        server, address = listening.server, listening.address
     print(address, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.stop(0)

@@ -145,7 +145,9 @@ async def _gateway() -> AsyncIterator[_Gateway]:
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "imagetasks_server", "--listen", listen),
         *("--sandbox", "--sandbox-speed", str(SPEED)),
-        stdin=asyncio.subprocess.DEVNULL,
+        # It ends with our pipe, so also if we are killed.
+        "--exit-with-stdin",
+        stdin=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         # Settings of another gateway have no place here.
         env={name: value for name, value in os.environ.items() if not name.startswith("IMAGETASKS_")},

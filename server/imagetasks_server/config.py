@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -54,6 +54,20 @@ class Settings(BaseSettings):
 
     listen: str = "127.0.0.1:50051"
     """Address and port, "[::1]:50051", or "unix:/run/imagetasks.sock". Port 0: any free one."""
+    tls_certificate: FilePath | None = None
+    """PEM file: the gateway's certificate, then those between it and its authority. Calls are encrypted then,
+    with TLS 1.2 or 1.3. A new one is in force with the next connection. Absent: plaintext."""
+    tls_key: FilePath | None = None
+    """PEM file: its private key, unencrypted. RSA of 2048 bits or more, P-256 or P-384."""
+    tls_client_ca: FilePath | None = None
+    """PEM file: the authorities of clients. Every client needs a certificate of one of them then. Absent:
+    none needs one."""
+    health_listen: str | None = None
+    """As `listen`, one more address, in plaintext, where the health service alone answers: for those who ask
+    without TLS or without a certificate, as Kubernetes does. Absent: it answers on `listen` only."""
+    check_credentials_every: Seconds = 30.0
+    """Seconds between two looks whether any account has credentials, one call to STS; without any, health
+    says NOT_SERVING. More: fewer calls; less: it says so sooner."""
     insecure: bool = False
     """Listen in plaintext on an address others can reach. Whoever reaches it may ask everything."""
     reflection: bool | None = None
@@ -153,12 +167,27 @@ class Settings(BaseSettings):
             raise ValueError("accounts: at least one account or organization")
         return self
 
+    @field_validator("tls_certificate", "tls_key", "tls_client_ca")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.absolute() if path else None
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "Settings":
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ValueError("tls_key: there is no tls_certificate that it is the key of")
+        if self.tls_certificate is not None and self.tls_key is None:
+            raise ValueError("tls_certificate: it needs its tls_key")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca: clients show a certificate only where tls_certificate is")
+        return self
+
     @model_validator(mode="after")
     def _plaintext_stays_at_home(self) -> "Settings":
-        if not self.insecure and not self.is_local:
+        if not self.insecure and not self.is_local and self.tls_certificate is None:
             raise ValueError(
                 f"listen: {self.listen} can be reached from other machines, in plaintext and by anybody; "
-                "say insecure = true (--insecure) if that is meant"
+                "set tls_certificate and tls_key, or say insecure = true (--insecure) if that is meant"
             )
         return self
 

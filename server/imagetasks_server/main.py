@@ -6,111 +6,98 @@ import contextlib
 import functools
 import gc
 import importlib.metadata
-import signal
+import os
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import TypeAlias, TypeVar
 
-import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from imagetasks_server.account_settings import Access, OrganizationSettings
+from imagetasks_server.account_settings import OrganizationSettings
 from imagetasks_server.accounts import Accounts
-from imagetasks_server.assembly import Gateway, assemble
+from imagetasks_server.assembly import assemble
 from imagetasks_server.aws_models import LIST_ACTIONS
 from imagetasks_server.aws_organizations import list_members
-from imagetasks_server.boundary import SERVICE
 from imagetasks_server.clock import steady_clock
+from imagetasks_server.command import described, parser
 from imagetasks_server.config import ConfigError, Settings, load
 from imagetasks_server.doctor import Report, examine
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
+from imagetasks_server.health import Credentials
+from imagetasks_server.listening import Listening, listen
+from imagetasks_server.members import Member
+from imagetasks_server.probe import ask
+from imagetasks_server.reload import Reload
 from imagetasks_server.roster import Lister, Roster
 from imagetasks_server.sandbox import sandbox
+from imagetasks_server.stopping import Signals
 from imagetasks_server.targets import Targets
 from imagetasks_server.telemetry import Event, configure_log
+from imagetasks_server.tls import Certificates, Files, load_certificate
 
 log = structlog.get_logger()
 T = TypeVar("T")
-
-SERVING: Final = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
-
-SERVER_OPTIONS: Final = (
-    # Two gateways on one port: the second must fail instead of taking every other call.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_concurrent_streams", 100_000),
-    # The largest legal request is less than half of it.
-    ("grpc.max_receive_message_length", 1024 * 1024),
-    # Credentials and trace headers take less than half of it; the default above which gRPC refuses only
-    # at random is 8 KiB, and it refuses always above 16.
-    ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.absolute_max_metadata_size", 32 * 1024),
-    # A connection that does not get as far as HTTP/2's settings is closed after this, not after two minutes.
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    # Without a call for so long: the client connects again when it has one.
-    ("grpc.max_connection_idle_ms", 10 * 60 * 1000),
-    # New calls go to a new connection, so that a balancer can choose anew. Streams stay to their own end:
-    # there is no max_connection_age_grace, which would cut them without a word.
-    ("grpc.max_connection_age_ms", 30 * 60 * 1000),
-    # A frozen peer is noticed within half a minute; keepalive alone takes a minute.
-    ("grpc.keepalive_time_ms", 15_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-)
+Adapt: TypeAlias = Callable[[Settings], Settings]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `imagetasks-server`. Returns the exit status: 0, or 2 for a bad configuration."""
-    arguments = _parser().parse_args(argv)
+    """The command `imagetasks-server`.
+
+    Returns:
+        The exit status: 0; 1 where a command finds fault; 2 for a bad configuration.
+    """
+    # C-core's own lines would stand among ours, one for each handshake that fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    arguments = parser().parse_args(argv)
     try:
-        settings = load(
-            arguments.config,
-            listen=arguments.listen,
-            insecure=arguments.insecure or None,
-            log_level=arguments.log_level,
-        )
+        return _command(arguments)
     except ConfigError as error:
-        return _refuse(error)
+        sys.stderr.write(f"imagetasks-server: {error}\n")
+        return 2
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    read = functools.partial(
+        load,
+        arguments.config,
+        listen=arguments.listen,
+        insecure=arguments.insecure or None,
+        log_level=arguments.log_level,
+    )
+    settings = read()
     if arguments.check_config:
-        _say_settings(settings)
+        if files := Files.of(settings):
+            load_certificate(files, steady_clock()())
+        sys.stdout.write(f"The configuration is good.\n{described(settings)}")
         return 0
+    if arguments.command == "health":
+        return ask(settings, arguments.service, arguments.timeout)
     sandbox_arguments = ["--speed", str(arguments.sandbox_speed)] if arguments.sandbox else None
     if arguments.command == "doctor":
         return _doctor(settings, arguments, sandbox_arguments)
     json_lines = not sys.stderr.isatty() if settings.log_json is None else settings.log_json
     configure_log(settings.log_level, json_lines=json_lines)
-    try:
-        _run(_serve(settings, sandbox_arguments))
-    except ConfigError as error:
-        return _refuse(error)
+    _run(_serve(settings, read, sandbox_arguments, exit_with_stdin=arguments.exit_with_stdin))
     return 0
 
 
 def _doctor(
     settings: Settings, arguments: argparse.Namespace, sandbox_arguments: Sequence[str] | None
 ) -> int:
-    """Returns the exit status: 0, 1 if something fails, or 2 for a bad configuration."""
+    """Returns the exit status: 0, or 1 if something fails."""
 
     async def examine_all() -> Report:
         async with contextlib.AsyncExitStack() as stack:
             if sandbox_arguments is None:
                 return await examine(settings, arguments.account, arguments.region)
-            used, _ = await _use_sandbox(settings, sandbox_arguments, stack)
-            return await examine(used, arguments.account, arguments.region, ask_quotas=False)
+            use, _ = await _use_sandbox(sandbox_arguments, stack)
+            return await examine(use(settings), arguments.account, arguments.region, ask_quotas=False)
 
     # What went wrong stands in the report.
     configure_log("error", json_lines=not sys.stderr.isatty())
-    try:
-        report = _run(examine_all())
-    except ConfigError as error:
-        return _refuse(error)
+    report = _run(examine_all())
     sys.stdout.write(report.json() if arguments.output == "json" else report.text())
     return report.exit_status
 
@@ -123,170 +110,132 @@ def _run(coroutine: Coroutine[None, None, T]) -> T:
     return uvloop.run(coroutine)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="imagetasks-server",
-        description="The gateway: gRPC in front, Amazon EC2's DescribeStoreImageTasks behind.",
-        epilog="Without configuration: the ambient AWS credentials, all enabled Regions, 127.0.0.1:50051. "
-        "To try it without AWS: imagetasks-server --sandbox",
-    )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (else $IMAGETASKS_CONFIG)")
-    parser.add_argument("--listen", metavar="ADDRESS", help="address:port or unix:/path (127.0.0.1:50051)")
-    parser.add_argument(
-        "--insecure", action="store_true", help="allow plaintext on an address that others can reach"
-    )
-    parser.add_argument(
-        "--log-level", choices=["debug", "info", "warning", "error"], help="least level logged (info)"
-    )
-    parser.add_argument("--sandbox", action="store_true", help="start the sandbox and use it instead of AWS")
-    parser.add_argument(
-        "--sandbox-speed", metavar="FACTOR", type=float, default=1.0, help="how fast its tasks progress (1)"
-    )
-    parser.add_argument(
-        "--check-config", action="store_true", help="check the settings, say what they are, and end"
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"imagetasks-server {importlib.metadata.version('imagetasks')}"
-    )
-    _add_doctor(parser)
-    return parser
-
-
-def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="instead of serving")
-    doctor = commands.add_parser(
-        "doctor",
-        help="ask AWS a dozen questions and tell what works, what does not, and what mends it",
-        description="Asks AWS a dozen questions and tells, target by target, what works, what does not, and "
-        "what mends it. Spends at most 5 calls of a target's own small allowance.",
-        epilog="Exit status: 0 nothing fails, 1 something fails, 2 the configuration cannot be used.",
-        # What is not given here may have been given before the command.
-        argument_default=argparse.SUPPRESS,
-    )
-    doctor.add_argument("--config", metavar="FILE", help="as without the command")
-    doctor.add_argument("--sandbox", action="store_true", help="look at a sandbox instead of AWS")
-    doctor.add_argument(
-        "--account", metavar="NAME", action="append", default=[], help="only this account (repeatable)"
-    )
-    doctor.add_argument(
-        "--region", metavar="REGION", action="append", default=[], help="only this Region (repeatable)"
-    )
-    doctor.add_argument(
-        "--output", choices=["text", "json"], default="text", help="for people or programs (text)"
-    )
-
-
-def _refuse(error: ConfigError) -> int:
-    sys.stderr.write(f"imagetasks-server: {error}\n")
-    return 2
-
-
-def _say_settings(settings: Settings) -> None:
-    lines = [f"listens on {settings.listen}"]
-    lines += [
-        f"account {each.name}: {each.role_arn or _credentials(each)}; {_regions(each)}"
-        for each in settings.accounts
-    ]
-    lines += [
-        f"organization {each.name}: role {each.role_name} in {', '.join(each.units) or 'all accounts'}, "
-        f"listed with {each.role_arn or _credentials(each)}; {_regions(each)}"
-        for each in settings.organizations
-    ]
-    sys.stdout.write("The configuration is good.\n" + "".join(f"  {line}\n" for line in lines))
-
-
-def _credentials(access: Access) -> str:
-    return f"profile {access.profile}" if access.profile else "ambient credentials"
-
-
-def _regions(access: Access) -> str:
-    excluded = f" except {', '.join(access.exclude_regions)}" if access.exclude_regions else ""
-    return (", ".join(access.regions) or "all enabled Regions") + excluded
-
-
-async def _serve(settings: Settings, sandbox_arguments: Sequence[str] | None) -> None:
-    stop = _stop_signals()
-    clock = steady_clock()
+async def _serve(
+    settings: Settings,
+    read: Callable[[], Settings],
+    sandbox_arguments: Sequence[str] | None = None,
+    *,
+    exit_with_stdin: bool = False,
+) -> None:
+    signals = Signals()
+    if exit_with_stdin:
+        signals.stop_with_stdin()
     log.info(Event.STARTING, version=importlib.metadata.version("imagetasks"))
+    # Before anything listens: what is wrong with them is said at once.
+    certificates = _certificates(settings)
     async with contextlib.AsyncExitStack() as stack:
+        use: Adapt = _as_it_is
         if sandbox_arguments is not None:
-            settings, ended = await _use_sandbox(settings, sandbox_arguments, stack)
-            ended.add_done_callback(lambda _: _sandbox_ended(stop))
+            use, ended = await _use_sandbox(sandbox_arguments, stack)
+            ended.add_done_callback(lambda _: _sandbox_ended(signals.stop))
+        settings = use(settings)
         builders = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="clients"))
         aws = Aws(settings, builders)
         accounts = Accounts(aws.open)
         stack.push_async_callback(accounts.close)
-        gateway = assemble(settings, accounts, clock)
+        gateway = assemble(settings, accounts, steady_clock())
         stack.push_async_callback(gateway.close)
-        organizations = [(each, await _lister(aws, each, stack)) for each in settings.organizations]
         changed = functools.partial(accounts.replace, gateway.targets)
-        roster = Roster(settings.accounts, organizations, changed)
-        try:
+        roster = Roster(settings.accounts, await _organizations(aws, settings), changed)
+        with _said_by_key():
             await roster.begin()
-        except Error as error:
-            raise ConfigError(f"accounts.{error.account}: {error.message}") from error
-        server, address, servicer = await _listen(settings, gateway)
-        stack.push_async_callback(_drain, server, servicer, gateway, settings.drain_seconds)
+        listening = await listen(settings, gateway, certificates)
+        stack.push_async_callback(listening.drain, gateway, settings.drain_seconds)
         await stack.enter_async_context(roster.refreshing())
-        warming = asyncio.create_task(_warm(roster, gateway.targets, accounts, servicer, address))
-        stack.callback(warming.cancel)
-        await stop.wait()
+        credentials = Credentials(accounts, roster, every=settings.check_credentials_every)
+        if certificates is not None:
+            certificates.tell()
+
+        async def warm_and_look_after() -> None:
+            await _warm(roster, gateway.targets, accounts, credentials, listening)
+            await credentials.look_after(listening.health)
+
+        reload = Reload(
+            settings,
+            lambda: use(read()),
+            functools.partial(_replace, aws, roster),
+            [certificates.prepare] if certificates else [],
+        )
+        for lasting in (warm_and_look_after(), reload.heed(signals.reload)):
+            stack.callback(asyncio.create_task(lasting).cancel)
+        await signals.stop.wait()
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    files = Files.of(settings)
+    return None if files is None else Certificates(files, steady_clock())
 
 
 async def _use_sandbox(
-    settings: Settings, arguments: Sequence[str], stack: contextlib.AsyncExitStack
-) -> tuple[Settings, asyncio.Task[int]]:
-    """The settings with the sandbox's accounts, and what resolves if it ends by itself."""
+    arguments: Sequence[str], stack: contextlib.AsyncExitStack
+) -> tuple[Adapt, asyncio.Task[int]]:
+    """What puts the sandbox's accounts into settings, and what resolves if it ends by itself."""
     child = await stack.enter_async_context(sandbox(arguments))
     child.adopt()
-    return settings.model_copy(update={"accounts": child.accounts, "organizations": ()}), child.ended
+
+    def use(settings: Settings) -> Settings:
+        reflection = True if settings.reflection is None else settings.reflection
+        instead = {"accounts": child.accounts, "organizations": (), "reflection": reflection}
+        return settings.model_copy(update=instead)
+
+    return use, child.ended
 
 
-async def _lister(aws: Aws, organization: OrganizationSettings, stack: contextlib.AsyncExitStack) -> Lister:
+def _as_it_is(settings: Settings) -> Settings:
+    return settings
+
+
+async def _organizations(aws: Aws, settings: Settings) -> list[tuple[OrganizationSettings, Lister]]:
+    """The organizations, each with what lists its accounts. Raises `ConfigError`."""
+    for each in settings.organizations:
+        # Asks nothing, but finds what is missing in AWS's configuration files.
+        try:
+            await (await asyncio.to_thread(aws.open, each, LIST_ACTIONS)).close()
+        except Error as error:
+            raise ConfigError(f"organizations.{error.account}: {error.message}") from error
+    return [(each, functools.partial(_list, aws, each)) for each in settings.organizations]
+
+
+async def _list(aws: Aws, organization: OrganizationSettings) -> Sequence[Member]:
+    # Rare enough to keep no connections between.
+    account = await asyncio.to_thread(aws.open, organization, LIST_ACTIONS)
     try:
-        account = await asyncio.to_thread(aws.open, organization, LIST_ACTIONS)
+        return await list_members(account, organization)
+    finally:
+        await account.close()
+
+
+async def _replace(aws: Aws, roster: Roster, settings: Settings) -> None:
+    """From now on the accounts and organizations are those of these settings. Raises `ConfigError`."""
+    organizations = await _organizations(aws, settings)
+    with _said_by_key():
+        await roster.replace(settings.accounts, organizations)
+
+
+@contextlib.contextmanager
+def _said_by_key() -> Iterator[None]:
+    """What is wrong with an account is wrong with the configuration."""
+    try:
+        yield
     except Error as error:
-        raise ConfigError(f"organizations.{organization.name}: {error.message}") from error
-    stack.push_async_callback(account.close)
-    return functools.partial(list_members, account, organization)
-
-
-async def _listen(
-    settings: Settings, gateway: Gateway
-) -> tuple[grpc.aio.Server, str, health.aio.HealthServicer]:
-    # Above C-core's own default, about 1,000, it refuses at random.
-    waiting = settings.limits.max_waiting_calls
-    limits = (
-        ("grpc.server.max_pending_requests", waiting),
-        ("grpc.server.max_pending_requests_hard_limit", waiting),
-    )
-    server = grpc.aio.server(options=(*SERVER_OPTIONS, *limits))
-    server.add_generic_rpc_handlers((gateway.boundary.handler(gateway.service),))
-    servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    names = [SERVICE.full_name, health.SERVICE_NAME]
-    if settings.is_local if settings.reflection is None else settings.reflection:
-        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-    await _set_health(servicer, NOT_SERVING)
-    try:
-        port = server.add_insecure_port(settings.listen)
-    except RuntimeError:
-        raise ConfigError(f"listen: cannot listen on {settings.listen}; is something else there?") from None
-    await server.start()
-    unix = settings.listen.startswith("unix:")
-    return server, settings.listen if unix else f"{settings.listen.rpartition(':')[0]}:{port}", servicer
+        raise ConfigError(f"accounts.{error.account}: {error.message}") from error
 
 
 async def _warm(
-    roster: Roster, targets: Targets, accounts: Accounts, servicer: health.aio.HealthServicer, address: str
+    roster: Roster, targets: Targets, accounts: Accounts, credentials: Credentials, listening: Listening
 ) -> None:
-    """Find out the targets and build their clients, so that the first call finds everything ready."""
+    """Find out the targets and build their clients, so that the first call finds everything ready.
+
+    Then say so.
+    """
     await roster.tried()
     await targets.discover()
     known = targets.known()
     for target in known:
         try:
             await accounts[target.account].warm(target.region)
+        except KeyError:  # gone by now
+            continue
         except Error as error:
             log.warning(
                 Event.ACCOUNT_FAILED, account=target.account, region=target.region, text=error.message
@@ -295,41 +244,8 @@ async def _warm(
     # look held the loop for 50 ms.
     gc.collect()
     gc.freeze()
-    await _set_health(servicer, SERVING)
-    log.info(Event.SERVING, address=address, accounts=len(accounts), targets=len(known))
-
-
-async def _drain(
-    server: grpc.aio.Server, servicer: health.aio.HealthServicer, gateway: Gateway, seconds: float
-) -> None:
-    log.info(Event.DRAINING)
-    await servicer.enter_graceful_shutdown()
-    # Watches say goodbye with a token, waits answer; whoever else is under way gets its time.
-    gateway.followers.drain()
-    await server.stop(seconds)
-    await gateway.boundary.idle()
-    log.info(Event.STOPPED)
-
-
-async def _set_health(servicer: health.aio.HealthServicer, status: int) -> None:
-    for name in ("", SERVICE.full_name):
-        await servicer.set(name, status)
-
-
-def _stop_signals() -> asyncio.Event:
-    """Set on the first SIGINT or SIGTERM; a second one ends the process as it would without us."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def first() -> None:
-        stop.set()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, first)
-    return stop
+    await listening.health.serve(well=bool(known) or await credentials.look())
+    log.info(Event.SERVING, address=listening.address, accounts=len(accounts), targets=len(known))
 
 
 def _sandbox_ended(stop: asyncio.Event) -> None:

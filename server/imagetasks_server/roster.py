@@ -1,4 +1,4 @@
-"""Keeps the accounts of organizations up to date: a loop for each organization.
+"""Which accounts there are: the configured ones, and those of organizations, kept up to date by a loop each.
 
 A listing that fails keeps the accounts that are known, and is tried again soon. Until the first one
 succeeds the organization itself stands among the accounts, as one that cannot be asked.
@@ -6,7 +6,7 @@ succeeds the organization itself stands among the accounts, as one that cannot b
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import structlog
@@ -47,6 +47,14 @@ class Roster:
         self._told: tuple[list[AccountSettings], dict[str, Error]] | None = None
         self._tried = {each.name: asyncio.Event() for each, _ in organizations}
         self._unlisted: dict[str, Error] = {each.name: _still_out(each.name) for each, _ in organizations}
+        self._loops: dict[str, asyncio.Task[None]] = {}
+        # `changed` takes a while, and hears of one state after the other.
+        self._lock = asyncio.Lock()
+
+    @property
+    def unlisted(self) -> Mapping[str, Error]:
+        """The organizations that could not be listed so far, and why."""
+        return self._unlisted
 
     async def begin(self) -> None:
         """Tell of the configured accounts, before anything is listed. Raises `Error` as `changed` does."""
@@ -55,18 +63,61 @@ class Roster:
     @contextlib.asynccontextmanager
     async def refreshing(self) -> AsyncIterator[None]:
         """List every organization again and again, meanwhile."""
-        loops = [asyncio.create_task(self._refresh(*each)) for each in self._organizations]
+        self._start()
         try:
             yield
         finally:
-            for each in loops:
-                each.cancel()
-            if loops:
-                await asyncio.wait(loops)
+            await self._end(self._loops)
+
+    async def replace(
+        self,
+        configured: Sequence[AccountSettings],
+        organizations: Sequence[tuple[OrganizationSettings, Lister]],
+    ) -> None:
+        """From now on these are meant. For while `refreshing`.
+
+        An organization that is as before goes on as before; of one that differs the accounts that are known
+        stay until it is listed, which is begun at once.
+
+        Raises:
+            Error: As `changed` does. Nothing has changed then.
+        """
+        async with self._lock:
+            names = {each.name for each, _ in organizations}
+            members = {name: found for name, found in self._members.items() if name in names}
+            unlisted = {
+                name: self._unlisted.get(name, _still_out(name)) for name in sorted(names - members.keys())
+            }
+            accounts = _accounts(configured, organizations, members)
+            await self._changed(accounts, unlisted)
+            before = {each.name: each for each, _ in self._organizations}
+            same = {each.name for each, _ in organizations if before.get(each.name) == each}
+            await self._end([name for name in self._loops if name not in same])
+            for name in self._tried.keys() - names:
+                self._tried.pop(name).set()
+            for name in names - self._tried.keys():
+                self._tried[name] = asyncio.Event()
+            self._configured, self._organizations = configured, organizations
+            self._members, self._unlisted = members, unlisted
+            self._told = (accounts, dict(unlisted))
+            self._start()
+
+    def _start(self) -> None:
+        for each in self._organizations:
+            name = each[0].name
+            if name not in self._loops:
+                self._loops[name] = asyncio.create_task(self._refresh(*each))
+
+    async def _end(self, names: Iterable[str]) -> None:
+        loops = [self._loops.pop(name) for name in list(names)]
+        for each in loops:
+            each.cancel()
+        if loops:
+            await asyncio.wait(loops)
 
     async def tried(self) -> None:
         """Wait until every organization has been listed once, or that has failed."""
-        for each in self._tried.values():
+        for each in list(self._tried.values()):
             await each.wait()
 
     async def _refresh(self, organization: OrganizationSettings, lister: Lister) -> None:
@@ -100,11 +151,20 @@ class Roster:
             await self._tell()
 
     async def _tell(self) -> None:
-        organizations = [(each, self._members.get(each.name, ())) for each, _ in self._organizations]
-        accounts, unlisted = all_accounts(self._configured, organizations), dict(self._unlisted)
-        if (accounts, unlisted) != self._told:
-            await self._changed(accounts, unlisted)
-            self._told = (accounts, unlisted)
+        async with self._lock:
+            accounts = _accounts(self._configured, self._organizations, self._members)
+            unlisted = dict(self._unlisted)
+            if (accounts, unlisted) != self._told:
+                await self._changed(accounts, unlisted)
+                self._told = (accounts, unlisted)
+
+
+def _accounts(
+    configured: Sequence[AccountSettings],
+    organizations: Sequence[tuple[OrganizationSettings, Lister]],
+    members: Mapping[str, Sequence[Member]],
+) -> list[AccountSettings]:
+    return all_accounts(configured, [(each, members.get(each.name, ())) for each, _ in organizations])
 
 
 def _still_out(name: str) -> Error:

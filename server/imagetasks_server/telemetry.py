@@ -20,6 +20,14 @@ class Event(enum.StrEnum):
     ACCOUNT_FAILED = "account cannot be used"
     ORGANIZATION_FAILED = "accounts of the organization cannot be listed"
     ACCOUNTS_LISTED = "accounts of the organization have changed"
+    CREDENTIALS_LACKING = "no account has credentials"
+    CREDENTIALS_FOUND = "an account has credentials again"
+    CERTIFICATE = "certificate is in force"
+    CERTIFICATE_REFUSED = "certificate cannot be used, the one before stays"
+    KEY_EXPOSED = "every user of this machine can read the private key"
+    RELOADED = "configuration read again"
+    RELOAD_REFUSED = "configuration cannot be used, the one before stays"
+    RELOAD_INCOMPLETE = "a setting that has changed needs a restart"
     UNCLASSIFIED = "AWS error is not classified"
     SANDBOX_ENDED = "sandbox ended by itself"
 
@@ -43,9 +51,29 @@ def configure_log(level: str, *, json_lines: bool) -> None:
     ]
     if json_lines:
         processors.append(structlog.processors.dict_tracebacks)
+    _render_others(level, processors, renderer)
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _render_others(
+    level: str, processors: list[structlog.typing.Processor], renderer: structlog.typing.Processor
+) -> None:
+    """Has what libraries log by `logging` look like what we log."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *processors],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    # Below this, botocore tells what it signs and sends.
+    logging.basicConfig(handlers=[handler], level=max("WARNING", level.upper(), key=_number), force=True)
+
+
+def _number(level: str) -> int:
+    return logging.getLevelNamesMapping()[level]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from imagetasks_server.config import load
 from processes import ROOT, gateway
 
 README = (ROOT / "README.md").read_text()
@@ -75,3 +76,16 @@ def test_the_architecture_knows_every_module() -> None:
     modules = {path.stem for path in (ROOT / "server/imagetasks_server").glob("[a-z]*.py")}
     unnamed = {name for name in modules if f"`{name}`" not in text and not name.startswith("aws_")}
     assert unnamed == set()
+
+
+def test_the_settings_that_running_tells_of_are_there(tmp_path: Path) -> None:
+    text = (ROOT / "docs/running.md").read_text()
+    blocks = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for path in set(re.findall(r'"(/etc/.*?)"', text)):
+        (tmp_path / Path(path).name).touch()
+    for written in blocks:
+        config = tmp_path / "gateway.toml"
+        config.write_text(written.replace("/etc/imagetasks-tls", str(tmp_path)))
+        settings = load(str(config))
+        assert settings.tls_client_ca or settings.health_listen

@@ -16,6 +16,13 @@ SANDBOX = ROOT / "sandbox/imagetasks_sandbox"
 ORDER = (
     "__main__",
     "main",
+    "command",
+    "reload",
+    "stopping",
+    "probe",
+    "listening",
+    "health",
+    "tls",
     "doctor",
     "checks_account",
     "checks_target",

@@ -144,6 +144,15 @@ def test_a_gateway_that_dies_is_told_with_its_last_words(mark: str, terminal: Te
     assert "Traceback" not in terminal.output
 
 
+def test_everything_goes_with_a_demonstration_that_is_killed(mark: str, terminal: Terminal) -> None:
+    terminal.read_until(lambda: "In progress now" in terminal.output)
+    pids = list(marked(mark))
+    (demonstration,) = [pid for pid, command in marked(mark).items() if "scripts/demo.py" in command]
+    os.kill(demonstration, signal.SIGKILL)
+    for pid in pids:
+        assert ends(pid)
+
+
 def test_a_taken_port_is_said_and_another_one_used(mark: str) -> None:
     with socket.socket() as taken:
         # If somebody else has it, all the better.

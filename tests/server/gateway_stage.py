@@ -15,12 +15,13 @@ from virtual import VirtualClock
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
-from imagetasks_server import main
 from imagetasks_server.assembly import Gateway as Assembled
 from imagetasks_server.assembly import assemble
 from imagetasks_server.boundary import Boundary
 from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
+from imagetasks_server.listening import Listening, listen
+from imagetasks_server.tls import Certificates
 from imagetasks_server.tracked import Registry
 
 T = TypeVar("T")
@@ -40,26 +41,27 @@ class Gateway:
     Attributes:
         world: EC2 behind it.
         clock: Its time.
-        server: Its gRPC server.
+        listening: Its servers.
         channel: To it.
-        address: Where it listens.
         registry: What it keeps of each target.
         boundary: Counts its calls.
         gateway: Its parts.
-        health: Its health service.
         stub: Its methods.
     """
 
     world: FakeWorld
     clock: Clock
-    server: grpc.aio.Server
+    listening: Listening
     channel: grpc.aio.Channel
-    address: str
     registry: Registry
     boundary: Boundary
     gateway: Assembled
-    health: Any
     stub: Any
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return self.listening.address
 
     async def describe(
         self, deadline: float | None = PATIENCE, **request: Any
@@ -228,12 +230,14 @@ async def serving(
     clock: Clock,
     *,
     channel_options: Sequence[tuple[str, Any]] = (),
+    certificates: Certificates | None = None,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """Serve the world.
 
     Settings are those of the configuration; the budget is ample unless they say otherwise. When it
-    ends, nothing that calls have started may still run.
+    ends, nothing that calls have started may still run. With certificates the channel, which has none, is
+    of no use.
     """
     settings.setdefault("accounts", [{"name": name} for name in world.accounts])
     settings.setdefault("budget", {"capacity": 1e6, "refill": 1e6, "initial": 1e6})
@@ -248,13 +252,15 @@ async def serving(
         gateway = assemble(configured, accounts, clock)
         registry, boundary = gateway.registry, gateway.boundary
         stack.push_async_callback(gateway.close)
-        server, address, health = await main._listen(configured, gateway)
-        stack.push_async_callback(main._drain, server, health, gateway, 5.0)
-        await main._set_health(health, main.SERVING)
+        listening = await listen(configured, gateway, certificates)
+        stack.push_async_callback(listening.drain, gateway, 5.0)
+        await listening.health.serve(well=True)
         options = [("grpc.use_local_subchannel_pool", 1), *channel_options]
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
+        channel = await stack.enter_async_context(
+            grpc.aio.insecure_channel(listening.address, options=options)
+        )
         stub: Any = StoreImageTaskServiceStub(channel)
-        yield Gateway(world, clock, server, channel, address, registry, boundary, gateway, health, stub)
+        yield Gateway(world, clock, listening, channel, registry, boundary, gateway, stub)
         await channel.close()
         async with asyncio.timeout(PATIENCE):
             await boundary.idle()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+from certificates import files
 
 from imagetasks_server import config, main
 from imagetasks_server.config import ConfigError, Settings, load
@@ -31,6 +33,11 @@ FILES = {
     "an address others can reach": ('listen = "0.0.0.0:50051"', "listen: "),
     "a name that may be anywhere": ('listen = "gateway.example:50051"', "listen: "),
     "every address": ('listen = "[::]:50051"', "listen: "),
+    "a key without certificate": ('tls_key = "{here}"', "tls_key: "),
+    "a certificate without key": ('tls_certificate = "{here}"', "tls_certificate: "),
+    "authorities without certificate": ('tls_client_ca = "{here}"', "tls_client_ca: "),
+    "a certificate that is not there": ('tls_certificate = "/nowhere"', "tls_certificate: "),
+    "authorities that are a directory": ('tls_client_ca = "/"', "tls_client_ca: "),
     "an unknown log level": ('log_level = "loud"', "log_level: "),
 }
 
@@ -71,7 +78,7 @@ def test_a_file_that_is_wrong_is_refused_by_its_key(
     begins: str,
     only_check: bool,
 ) -> None:
-    file.write_text(text)
+    file.write_text(text.replace("{here}", str(file)))
     said = refused(capsys, "--config", str(file), *(["--check-config"] if only_check else []))
     assert said.startswith(begins)
     assert said.count("\n") == 1
@@ -208,3 +215,20 @@ def test_a_config_error_is_one_sentence_for_each_key(file: Path) -> None:
     file.write_text("drain_seconds = -1")
     with pytest.raises(ConfigError, match=r"^drain_seconds: Input should be greater than 0$"):
         load(str(file))
+
+
+def test_check_config_reads_the_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = files(tmp_path, trustme.CA())
+    own.key.chmod(0o644)
+    config = tmp_path / "gateway.toml"
+    config.write_text(
+        f'listen = "0.0.0.0:0"\nhealth_listen = "0.0.0.0:1"\n'
+        f'tls_certificate = "{own.certificate}"\ntls_key = "{own.key}"\n'
+    )
+    assert main.main(["--config", str(config), "--check-config"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("The configuration is good.\n  listens on 0.0.0.0:0, with TLS\n")
+    assert "health on 0.0.0.0:1" in out
+    assert err == ""
+    own.key.write_text("")
+    assert refused(capsys, "--config", str(config), "--check-config").startswith("tls_key: ")

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -20,11 +21,15 @@ from virtual import VirtualClock, run
 
 import raw_http2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import config, main
+from imagetasks_server import config
 from imagetasks_server.assembly import assemble
+from imagetasks_server.boundary import SERVICE
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
+from imagetasks_server.health import NOT_SERVING, Credentials, Health
+from imagetasks_server.listening import listen
 from imagetasks_server.service import Call
+from imagetasks_server.targets import Identity
 from imagetasks_server.telemetry import configure_log
 from imagetasks_server.tracked import FORGET_EVERY
 
@@ -425,7 +430,7 @@ async def test_max_waiting_calls_is_how_many_may_arrive_in_the_same_moment(serve
     async def refused(**limits: Any) -> int:
         gateway = await serve(limits=limits)
         await gateway.describe()
-        headers = raw_http2.request(f"/{main.SERVICE.full_name}/DescribeStoreImageTasks")
+        headers = raw_http2.request(f"/{SERVICE.full_name}/DescribeStoreImageTasks")
         found = await asyncio.to_thread(raw_http2.statuses, gateway.address, headers, 300)
         assert set(found) <= {0, grpc.StatusCode.CANCELLED.value[0]}
         return len(found) - found.count(0)
@@ -478,6 +483,49 @@ async def test_listen_is_where_the_gateway_is(serve: Serve, tmp_path_factory: py
     assert (await serve(listen="127.0.0.1:0")).address.startswith("127.0.0.1:")
 
 
+@proves("tls_certificate", "tls_key", "tls_client_ca")
+def test_tls_is_what_others_may_reach_and_needs_all_its_files(tmp_path: Path) -> None:
+    """What the files do is for test_tls, and that they reach the server for test_health."""
+    pem = tmp_path / "any.pem"
+    pem.touch()
+    assert not config.Settings(listen="0.0.0.0:0", tls_certificate=pem, tls_key=pem).insecure
+    for missing in ({"tls_certificate": pem}, {"tls_key": pem}, {"tls_client_ca": pem}):
+        with pytest.raises(ValueError, match=next(iter(missing))):
+            config.Settings(**missing)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tls_key"):
+        config.Settings(tls_certificate=pem, tls_key=tmp_path / "none.pem")
+
+
+@proves("health_listen")
+async def test_health_listen_is_where_health_alone_is_answered(serve: Serve) -> None:
+    assert (await serve()).listening.health_server is None
+    assert (await serve(health_listen="127.0.0.1:0")).listening.health_address.startswith("127.0.0.1:")
+    taken = (await serve()).address
+    with pytest.raises(config.ConfigError, match=r"^health_listen: cannot listen on"):
+        await serve(health_listen=taken)
+
+
+@proves("check_credentials_every")
+def test_check_credentials_every_is_the_time_between_two_looks() -> None:
+    """That it reaches them is for test_process."""
+    looks: list[float] = []
+
+    async def looked_for_100_seconds(clock: VirtualClock) -> None:
+        class Asked:
+            async def identity(self) -> Identity:
+                looks.append(clock())
+                return Identity("aws", "123456789012")
+
+        accounts: Any = {"main": Asked()}
+        looking = asyncio.create_task(Credentials(accounts, no_roster, every=9.5).look_after(Health()))
+        await asyncio.sleep(100)
+        looking.cancel()
+
+    no_roster: Any = None
+    run(looked_for_100_seconds)
+    assert len(looks) == 10
+
+
 @proves("insecure")
 def test_insecure_is_needed_where_others_can_reach_it() -> None:
     with pytest.raises(ValueError, match="insecure"):
@@ -506,8 +554,8 @@ async def test_reflection_is_served_where_it_is_meant(
     monkeypatch.setattr(reflection, "enable_server_reflection", lambda *names: enabled.append(names))
     configured = config.Settings(**{"accounts": [{"name": "main"}], "listen": "127.0.0.1:0", **settings})
     gateway = assemble(configured, world.accounts, clock)
-    server, _, health = await main._listen(configured, gateway)
-    await main._drain(server, health, gateway, 1.0)
+    listening = await listen(configured, gateway)
+    await listening.drain(gateway, 1.0)
     assert bool(enabled) is reflected
 
 
@@ -535,9 +583,9 @@ async def test_drain_seconds_is_what_calls_under_way_get(serve: Serve) -> None:
     stub: Any = health_pb2_grpc.HealthStub(gateway.channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
     await watch.read()
-    draining = asyncio.create_task(main._drain(gateway.server, gateway.health, gateway.gateway, 600))
+    draining = asyncio.create_task(gateway.listening.drain(gateway.gateway, 600))
     # Told, and not ended.
-    assert (await watch.read()).status == main.NOT_SERVING
+    assert (await watch.read()).status == NOT_SERVING
     assert not draining.done()
     watch.cancel()
     await draining

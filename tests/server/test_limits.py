@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import main
+from imagetasks_server import listening
 from imagetasks_server.errors import Exhausted
 from imagetasks_server.limits import Admission, Limits, Quota
 from imagetasks_server.selection import MAX_FILTER_VALUE_CHARS, MAX_FILTERS, MAX_SELECTED_IMAGES
@@ -211,6 +211,6 @@ async def test_the_largest_legal_request_is_less_than_half_of_what_is_taken(serv
     # With the longest token it is refused for the token alone; without, for an account that is not there.
     assert (await failure(gateway.stub.WatchStoreImageTasks(request).read())).reason == "UNKNOWN_ACCOUNT"
     request.resume_token = "x" * MAX_CHARS
-    assert request.ByteSize() < dict(main.SERVER_OPTIONS)["grpc.max_receive_message_length"] / 2
+    assert request.ByteSize() < dict(listening.SERVER_OPTIONS)["grpc.max_receive_message_length"] / 2
     refused = await failure(gateway.stub.WatchStoreImageTasks(request).read())
     assert refused.reason == "RESUME_TOKEN_INVALID"

@@ -289,6 +289,58 @@ def test_an_organization_that_was_never_listed_is_told_as_failed(error: Exceptio
     run(scenario)
 
 
+def test_other_organizations_take_the_place_of_these() -> None:
+    async def scenario(_: VirtualClock) -> None:
+        script, other = Script(), Script()
+        script.members, other.members = [DEV], [PROD]
+        keeper = roster(script, refresh=600)
+        async with keeper.refreshing():
+            await keeper.tried()
+            # As before: it is not listed anew.
+            await keeper.replace([AccountSettings(name="second")], [(company(refresh=600), other.list)])
+            assert (script.listed, other.listed) == (1, 0)
+            assert script.told[-1] == (["second", "dev"], {})
+            # Differs: what is known stays until it is listed, which is at once.
+            await keeper.replace([AccountSettings(name="second")], [(company(refresh=60), other.list)])
+            assert script.told[-1] == (["second", "dev"], {})
+            await asyncio.sleep(1)
+            assert script.told[-1] == (["second", "Images-Prod"], {})
+            await asyncio.sleep(600)
+            assert (script.listed, other.listed) == (1, 11)
+            await keeper.replace([AccountSettings(name="second")], [])
+            assert script.told[-1] == (["second"], {})
+            await asyncio.sleep(600)
+            assert other.listed == 11
+
+    run(scenario)
+
+
+def test_where_an_account_cannot_be_opened_the_organizations_stay_too() -> None:
+    async def scenario(_: VirtualClock) -> None:
+        script, other = Script(), Script()
+        script.members = [DEV]
+        refuses: list[Error] = []
+
+        async def tell(accounts: Sequence[AccountSettings], unlisted: Mapping[str, Error]) -> None:
+            if refuses:
+                raise refuses[0]
+            await script.tell(accounts, unlisted)
+
+        keeper = Roster([AccountSettings(name="main")], [(company(refresh=600), script.list)], tell)
+        async with keeper.refreshing():
+            await keeper.tried()
+            refuses.append(DENIED)
+            with pytest.raises(PermissionDenied):
+                await keeper.replace([], [(company(refresh=60), other.list)])
+            refuses.clear()
+            script.members = [PROD]
+            await asyncio.sleep(601)
+            assert script.told[-1] == (["main", "Images-Prod"], {})
+            assert other.listed == 0
+
+    run(scenario)
+
+
 class Opened(FakeAccount):
     """A fake account that knows whether it was closed."""
 

@@ -10,7 +10,7 @@ from virtual import VirtualClock
 from watch_stage import Event, Stage, kinds, staged
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import main
+from imagetasks_server import listening
 from imagetasks_server.boundary import STUCK_SECONDS
 
 AGE = {"max_stream_age": 1000}
@@ -109,8 +109,8 @@ async def test_a_watcher_who_does_not_read_is_cut_off_a_little_later(
 async def test_a_connection_that_is_too_old_takes_no_new_calls_and_keeps_its_watch(
     serve: Serve, world: FakeWorld, monkeypatch: pytest.MonkeyPatch, log: list[Any]
 ) -> None:
-    soon = {**dict(main.SERVER_OPTIONS), "grpc.max_connection_age_ms": 500}
-    monkeypatch.setattr(main, "SERVER_OPTIONS", tuple(soon.items()))
+    soon = {**dict(listening.SERVER_OPTIONS), "grpc.max_connection_age_ms": 500}
+    monkeypatch.setattr(listening, "SERVER_OPTIONS", tuple(soon.items()))
     gateway = await serve()
     watch = gateway.stub.WatchStoreImageTasks(pb.WatchStoreImageTasksRequest())
     while not (await watch.read()).HasField("snapshot_complete"):

@@ -1,6 +1,10 @@
 """What else is served: targets, health, reflection, methods to come; and what a fault inside looks like."""
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import grpc
@@ -12,8 +16,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from virtual import VirtualClock
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import main
 from imagetasks_server.boundary import SERVICE
+from imagetasks_server.health import NOT_SERVING, SERVING
+from processes import gateway as gateway_process
 
 
 async def list_targets(gateway: Gateway, **request: Any) -> pb.ListTargetsResponse:
@@ -138,7 +143,7 @@ async def test_health_tells_of_the_whole_and_of_the_service(gateway: Gateway) ->
     stub: Any = health_pb2_grpc.HealthStub(gateway.channel)
     for name in ("", SERVICE.full_name):
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE)
-        assert answer.status == main.SERVING
+        assert answer.status == SERVING
     refused = await failure(stub.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=PATIENCE))
     assert refused.code is grpc.StatusCode.NOT_FOUND
 
@@ -146,9 +151,9 @@ async def test_health_tells_of_the_whole_and_of_the_service(gateway: Gateway) ->
 async def test_a_health_watcher_is_told_when_the_gateway_drains(gateway: Gateway) -> None:
     stub: Any = health_pb2_grpc.HealthStub(gateway.channel)
     watcher = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE.full_name))
-    assert (await watcher.read()).status == main.SERVING
-    await gateway.health.enter_graceful_shutdown()
-    assert (await watcher.read()).status == main.NOT_SERVING
+    assert (await watcher.read()).status == SERVING
+    await gateway.listening.health.drain()
+    assert (await watcher.read()).status == NOT_SERVING
     watcher.cancel()
 
 
@@ -199,8 +204,8 @@ async def test_a_call_under_way_may_finish_while_the_gateway_drains(
     async with serving(world, clock) as gateway:
         call = asyncio.create_task(gateway.describe())
         await hold.reached()
-        draining = asyncio.create_task(main._drain(gateway.server, gateway.health, gateway.gateway, 10))
-        await eventually(lambda: gateway.health._gracefully_shutting_down)
+        draining = asyncio.create_task(gateway.listening.drain(gateway.gateway, 10))
+        await eventually(lambda: gateway.listening.health._draining)
         hold.release()
         assert len(outcomes(await call)) == 3
         await draining
@@ -213,9 +218,38 @@ async def test_calls_that_do_not_end_in_time_are_cancelled_and_counted_out(
     async with serving(world, clock) as gateway:
         call = gateway.open_stream(None)
         await hold.reached()
-        await main._drain(gateway.server, gateway.health, gateway.gateway, 0.1)
+        await gateway.listening.drain(gateway.gateway, 0.1)
         assert gateway.boundary._in_flight == 0
         await eventually(lambda: hold.waiting == 0)
         with pytest.raises(grpc.aio.AioRpcError):
             async for _ in call:
                 pass
+
+
+def test_what_libraries_log_looks_like_what_we_log() -> None:
+    program = (
+        "import logging\n"
+        "from imagetasks_server.telemetry import configure_log\n"
+        "configure_log('debug', json_lines=True)\n"
+        "theirs = logging.getLogger('botocore.auth')\n"
+        "theirs.debug('signed with swordfish')\n"
+        "theirs.warning('found %d', 3)\n"
+        "try:\n    1 / 0\nexcept ZeroDivisionError:\n    logging.getLogger('asyncio').exception('a task')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    warning, error = map(json.loads, done.stderr.splitlines())
+    assert (warning["event"], warning["level"], warning["logger"]) == ("found 3", "warning", "botocore.auth")
+    assert warning["timestamp"].endswith("Z")
+    assert (error["event"], error["exception"][0]["exc_type"]) == ("a task", "ZeroDivisionError")
+
+
+def test_in_the_sandbox_reflection_is_served_wherever_it_listens() -> None:
+    settings = os.environ | {"IMAGETASKS_INSECURE": "true"}
+    with (
+        gateway_process("--sandbox", "--listen", "0.0.0.0:0", environment=settings) as running,
+        grpc.insecure_channel(running.address.replace("0.0.0.0", "127.0.0.1")) as channel,
+    ):
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=PATIENCE)
+        assert SERVICE.full_name in {each.name for each in answer.list_services_response.service}

@@ -1,0 +1,134 @@
+"""Where the gateway listens: its gRPC servers, and how they end."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+import structlog
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
+
+from imagetasks_server.assembly import Gateway
+from imagetasks_server.boundary import SERVICE
+from imagetasks_server.config import ConfigError, Settings
+from imagetasks_server.health import Health
+from imagetasks_server.telemetry import Event
+from imagetasks_server.tls import Certificates
+
+log = structlog.get_logger()
+
+# Of every server.
+_COMMON: Final = (
+    # Two gateways on one port: the second must fail instead of taking every other call.
+    ("grpc.so_reuseport", 0),
+    # A connection that does not get as far as HTTP/2's settings is closed after this, not after two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # A frozen peer is noticed within half a minute; keepalive alone takes a minute.
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+SERVER_OPTIONS: Final = (
+    *_COMMON,
+    ("grpc.max_concurrent_streams", 100_000),
+    # The largest legal request is less than half of it.
+    ("grpc.max_receive_message_length", 1024 * 1024),
+    # Credentials and trace headers take less than half of it; the default above which gRPC refuses only
+    # at random is 8 KiB, and it refuses always above 16.
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 32 * 1024),
+    # Without a call for so long: the client connects again when it has one.
+    ("grpc.max_connection_idle_ms", 10 * 60 * 1000),
+    # New calls go to a new connection, so that a balancer can choose anew. Streams stay to their own end:
+    # there is no max_connection_age_grace, which would cut them without a word.
+    ("grpc.max_connection_age_ms", 30 * 60 * 1000),
+)
+# Whoever asks for health alone needs no more.
+_HEALTH_OPTIONS: Final = (
+    *_COMMON,
+    ("grpc.max_concurrent_streams", 100),
+    ("grpc.max_receive_message_length", 1024),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """The servers.
+
+    Attributes:
+        server: The gateway's.
+        address: Where it listens, with the port that was chosen for port 0.
+        health: What its health service says.
+        health_server: The one that answers for health alone, if there is one.
+        health_address: Where that listens.
+    """
+
+    server: grpc.aio.Server
+    address: str
+    health: Health
+    health_server: grpc.aio.Server | None = None
+    health_address: str = ""
+
+    async def drain(self, gateway: Gateway, seconds: float) -> None:
+        """Take no more calls, give those under way this time, and wait until all have ended."""
+        log.info(Event.DRAINING)
+        await self.health.drain()
+        # Watches say goodbye with a token, waits answer; whoever else is under way gets its time.
+        gateway.followers.drain()
+        await self.server.stop(seconds)
+        await gateway.boundary.idle()
+        # It says to the end that the gateway does not serve.
+        if self.health_server is not None:
+            await self.health_server.stop(0)
+        log.info(Event.STOPPED)
+
+
+async def listen(settings: Settings, gateway: Gateway, certificates: Certificates | None = None) -> Listening:
+    """Listen as the settings say, not yet SERVING.
+
+    Args:
+        settings: Where, and whether reflection is served.
+        gateway: What answers.
+        certificates: The gateway's own; None: plaintext.
+
+    Raises:
+        ConfigError: Something else listens there.
+    """
+    # Above C-core's own default, about 1,000, it refuses at random.
+    waiting = settings.limits.max_waiting_calls
+    limits = (
+        ("grpc.server.max_pending_requests", waiting),
+        ("grpc.server.max_pending_requests_hard_limit", waiting),
+    )
+    server = grpc.aio.server(options=(*SERVER_OPTIONS, *limits))
+    server.add_generic_rpc_handlers((gateway.boundary.handler(gateway.service),))
+    said = Health()
+    await said.add_to(server)
+    names = [SERVICE.full_name, health.SERVICE_NAME]
+    if settings.is_local if settings.reflection is None else settings.reflection:
+        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    health_server, health_address = None, ""
+    if settings.health_listen is not None:
+        health_server = grpc.aio.server(options=_HEALTH_OPTIONS)
+        await said.add_to(health_server)
+        health_address = _add_port(health_server, "health_listen", settings.health_listen, None)
+    address = _add_port(server, "listen", settings.listen, certificates)
+    await server.start()
+    if health_server is not None:
+        await health_server.start()
+    return Listening(server, address, said, health_server, health_address)
+
+
+def _add_port(server: grpc.aio.Server, key: str, address: str, certificates: Certificates | None) -> str:
+    """Returns the address with the port that is used."""
+    try:
+        if certificates is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificates.credentials())
+    except RuntimeError:
+        raise ConfigError(f"{key}: cannot listen on {address}; is something else there?") from None
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
