@@ -23,6 +23,7 @@ ORDER = (
     "accounts",
     "assembly",
     "boundary",
+    "record",
     "auth",
     "service",
     "answers",
