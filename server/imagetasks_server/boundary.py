@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.clock import Clock
-from imagetasks_server.errors import Error, InvalidRequest
+from imagetasks_server.errors import InvalidRequest
 from imagetasks_server.record import Context, Record, Records
 from imagetasks_server.service import Call, Service
 
@@ -32,13 +32,14 @@ class Boundary:
 
     Args:
         clock: Unix seconds.
+        records: Of the calls under way.
         default_deadline: Seconds a call may take where the caller set no deadline.
     """
 
-    def __init__(self, clock: Clock, *, default_deadline: float) -> None:
+    def __init__(self, clock: Clock, records: Records, *, default_deadline: float) -> None:
         self._clock = clock
         self._default_deadline = default_deadline
-        self._records = Records()
+        self._records = records
 
     @property
     def in_flight(self) -> int:
@@ -74,7 +75,7 @@ class Boundary:
                 try:
                     return await implementation(parse(message), self._call(context, record))
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
-                    await _abort(context, record.failed(error))
+                    await _abort(context, record, error)
 
         return unary
 
@@ -90,21 +91,23 @@ class Boundary:
                         implementation(parse(message), self._call(context, record))
                     ) as responses:
                         async for response in responses:
+                            record.sent()
                             yield response
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
-                    await _abort(context, record.failed(error))
+                    await _abort(context, record, error)
 
         return stream
 
     def _call(self, context: Context, record: Record) -> Call:
         remaining = context.time_remaining()
         seconds = self._default_deadline if remaining is None else remaining
-        return Call(self._clock() + seconds, record.caller)
+        return Call(self._clock() + seconds, record.caller, record.tally)
 
 
-async def _abort(context: Context, error: Error) -> NoReturn:
-    details = (("grpc-status-details-bin", error.status().SerializeToString()),)
-    await context.abort(type(error).code, error.message, trailing_metadata=details)
+async def _abort(context: Context, record: Record, error: Exception) -> NoReturn:
+    told = record.failed(error)
+    details = ("grpc-status-details-bin", told.status().SerializeToString())
+    await context.abort(type(told).code, told.message, trailing_metadata=(*record.trailing_metadata, details))
 
 
 def _parser(method: MethodDescriptor) -> Callable[[bytes], Message]:

@@ -28,6 +28,7 @@ from imagetasks_server.config import ConfigError, Settings, load
 from imagetasks_server.doctor import Report, examine
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
+from imagetasks_server.observation import measured, traced
 from imagetasks_server.roster import Lister, Roster
 from imagetasks_server.sandbox import sandbox
 from imagetasks_server.targets import Targets
@@ -208,7 +209,7 @@ async def _serve(settings: Settings, sandbox_arguments: Sequence[str] | None) ->
         aws = Aws(settings, builders)
         accounts = Accounts(aws.open)
         stack.push_async_callback(accounts.close)
-        gateway = assemble(settings, accounts, clock)
+        gateway = assemble(settings, accounts, clock, stack.enter_context(traced(settings)))
         stack.push_async_callback(gateway.close)
         organizations = [(each, await _lister(aws, each, stack)) for each in settings.organizations]
         changed = functools.partial(accounts.replace, gateway.targets)
@@ -217,6 +218,7 @@ async def _serve(settings: Settings, sandbox_arguments: Sequence[str] | None) ->
             await roster.begin()
         except Error as error:
             raise ConfigError(f"accounts.{error.account}: {error.message}") from error
+        await stack.enter_async_context(measured(settings, gateway, lambda: roster.organizations))
         server, address, servicer = await _listen(settings, gateway)
         stack.push_async_callback(_drain, server, servicer, gateway, settings.drain_seconds)
         await stack.enter_async_context(roster.refreshing())

@@ -7,7 +7,7 @@ or Region that came is followed with a snapshot of its own, one that went is tak
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -16,10 +16,15 @@ from imagetasks_server.clock import Clock, timestamp
 from imagetasks_server.errors import Error, OutOfRange
 from imagetasks_server.follow import Change, Group, Subscription
 from imagetasks_server.followers import Followers
+from imagetasks_server.metrics import Metrics
 from imagetasks_server.poller import Rhythm
 from imagetasks_server.selection import Selection
+from imagetasks_server.tally import Tally
 from imagetasks_server.targets import Resolution, Target, Targets
 from imagetasks_server.tokens import ResumeToken, digest_of
+
+if TYPE_CHECKING:
+    from imagetasks_server.tracing import Tracer
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024
 
@@ -52,21 +57,33 @@ class Watching:
         clock: Unix seconds.
         rhythm: How often followed targets are read.
         heartbeat: Seconds after which a caller who is caught up hears so again.
+        metrics: Count what is told.
+        tracer: Traces it, if anybody does.
     """
 
     def __init__(
-        self, followers: Followers, targets: Targets, clock: Clock, *, rhythm: Rhythm, heartbeat: float
+        self,
+        followers: Followers,
+        targets: Targets,
+        clock: Clock,
+        *,
+        rhythm: Rhythm,
+        heartbeat: float,
+        metrics: Metrics,
+        tracer: "Tracer | None" = None,
     ) -> None:
         self._followers = followers
         self._targets = targets
         self._clock = clock
         self._rhythm = rhythm
         self._heartbeat = heartbeat
+        self._metrics = metrics
+        self._tracer = tracer
         # Revisions of another process mean nothing here.
         self._epoch = uuid.uuid4().hex[:12]
 
     async def watch(
-        self, asked: Asked, token: ResumeToken | None, *, require_resume: bool
+        self, asked: Asked, token: ResumeToken | None, *, require_resume: bool, tally: Tally
     ) -> AsyncGenerator[Response]:
         """A snapshot, then changes, until the caller leaves or the process stops.
 
@@ -74,6 +91,7 @@ class Watching:
             Error: The targets cannot be resolved, or the token cannot be continued and must be.
         """
         resolution = await self._targets.resolve(asked.accounts, asked.regions)
+        tally.asks(resolution.targets)
         covered = self._covered(token, resolution)
         if covered is None and token is not None and require_resume:
             raise OutOfRange("RESUME_TOKEN_EXPIRED", "the resume_token cannot be continued here")
@@ -98,19 +116,38 @@ class Watching:
                     # Without waiting: an account that cannot be found out delays no news of the others.
                     resolution = await self._targets.resolve(asked.accounts, asked.regions, wait=False)
                     resolved_at = self._clock()
+                    tally.asks(resolution.targets)
                     # Before anything else is told: what has ended is told no more of.
                     lost = line.retarget(resolution, self._followers)
                     messages += [*line.failures(resolution), *line.messages(lost)]
-                messages += line.messages(subscription.gather())
+                group = subscription.gather()
+                messages += line.messages(group)
                 if not messages and self._clock() >= heard_at + self._heartbeat:
                     messages.append(line.heartbeat())
                 for message in messages:
                     yield message
                     heard_at = self._clock()
+                self._told(group, tally)
                 if not messages:
                     due = min(heard_at, resolved_at) + self._heartbeat
                     await subscription.moved(due - self._clock())
             yield line.closing(Response.Closing.REASON_DRAINING)
+
+    def _told(self, group: Group, tally: Tally) -> None:
+        """All messages of a group have been taken by gRPC."""
+        if not group.changes:
+            return
+        tally.changes += len(group.changes)
+        self._metrics.changes_told()(len(group.changes))
+        if group.covered:
+            # A snapshot is as old as the view that was there.
+            return
+        now, began = self._clock(), min(change.read_at for change in group.changes)
+        lag = max(0.0, now - began)
+        tally.lag = max(lag, tally.lag or 0.0)
+        self._metrics.watch_lag()(lag)
+        if self._tracer is not None:
+            self._tracer.told(tally, changes=len(group.changes), began=began, ended=now)
 
     def _covered(self, token: ResumeToken | None, resolution: Resolution) -> list[Target] | None:
         """The targets that the caller holds as of the token; None if the token means nothing here."""

@@ -1,0 +1,137 @@
+"""What merely is, read when somebody looks: calls under way, budgets, tasks, accounts, the certificate.
+
+Each family is built in one step, without a pause, and a pause may come between two.
+"""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeAlias
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server import metrics
+from imagetasks_server.metrics import Declared
+from imagetasks_server.record import Records
+from imagetasks_server.roster import OrganizationState
+from imagetasks_server.targets import Target, Targets
+from imagetasks_server.tracked import Registry, Tracked
+
+Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]
+
+STATES: Final = {
+    pb.STORE_TASK_STATE_IN_PROGRESS: "in_progress",
+    pb.STORE_TASK_STATE_COMPLETED: "completed",
+    pb.STORE_TASK_STATE_FAILED: "failed",
+    pb.STORE_TASK_STATE_UNSPECIFIED: "unspecified",
+}
+
+
+class Gauges(Collector):
+    """Reads the gateway.
+
+    Args:
+        records: The calls under way.
+        targets: Which targets there are.
+        registry: What is kept of each.
+        organizations: How it stands with each.
+        expires_at: Unix seconds at which the certificate expires; None without TLS.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        targets: Targets,
+        registry: Registry,
+        organizations: Callable[[], Iterable[OrganizationState]],
+        expires_at: Callable[[], float | None],
+    ) -> None:
+        self._records = records
+        self._targets = targets
+        self._registry = registry
+        self._organizations = organizations
+        self._expires_at = expires_at
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: asking is cheap only when somebody wants to know."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """One family after the other."""
+        yield family(metrics.IN_FLIGHT, (((name,), n) for name, n in self._records.under_way.items()))
+        # Two names of one account share everything: the first stands for both.
+        targets = list({each.key: each for each in reversed(self._targets.known())}.values())
+        yield from self._budgets(targets)
+        yield from self._states(targets)
+        yield from self._accounts()
+        expires_at = self._expires_at()
+        if expires_at is not None:
+            yield family(metrics.CERTIFICATE, [((), expires_at)])
+        names = (
+            importlib.metadata.version("imagetasks"),
+            platform.python_version(),
+            importlib.metadata.version("grpcio"),
+        )
+        yield family(metrics.BUILD_INFO, [(names, 1)])
+
+    def _budgets(self, targets: Iterable[Target]) -> Iterator[Metric]:
+        budgets = [((each.account, each.region), self._registry.budget_of(each)) for each in targets]
+        yield family(metrics.BUDGET_TOKENS, ((names, budget.available()) for names, budget in budgets))
+        if budgets:
+            yield family(metrics.BUDGET_CAPACITY, [((), budgets[0][1].capacity)])
+        yield family(metrics.BUDGET_WAITED, ((names, budget.waited) for names, budget in budgets))
+        yield family(metrics.THROTTLES, ((names, budget.throttles) for names, budget in budgets))
+
+    def _states(self, targets: Iterable[Target]) -> Iterator[Metric]:
+        tracked: list[tuple[tuple[str, str], Tracked]] = [
+            ((each.account, each.region), found) for each in targets if (found := self._registry.peek(each))
+        ]
+        yield family(
+            metrics.TASKS,
+            (
+                ((*names, word), each.view.states[state])
+                for names, each in tracked
+                for state, word in STATES.items()
+                # One that EC2 has never been in is told of no target.
+                if word != "unspecified" or each.view.states[state]
+            ),
+        )
+        yield family(
+            metrics.READ_TIME,
+            ((names, each.view.read_time) for names, each in tracked if each.view.read_time is not None),
+        )
+        yield family(
+            metrics.TARGET_FAILING, ((names, each.reader.last_error is not None) for names, each in tracked)
+        )
+        yield family(
+            metrics.POLL_INTERVAL,
+            ((names, interval) for names, each in tracked if (interval := each.poller.interval) is not None),
+        )
+
+    def _accounts(self) -> Iterator[Metric]:
+        accounts = self._targets.accounts()
+        yield family(
+            metrics.ACCOUNT_TARGETS,
+            (
+                (
+                    (each.name, pb.RegionSource.Name(each.source).removeprefix("REGION_SOURCE_").lower()),
+                    each.targets,
+                )
+                for each in accounts
+            ),
+        )
+        yield family(metrics.ACCOUNT_UP, (((each.name,), each.up) for each in accounts))
+        organizations = list(self._organizations())
+        yield family(metrics.ORGANIZATION_UP, (((each.name,), each.up) for each in organizations))
+        yield family(metrics.ORGANIZATION_ACCOUNTS, (((each.name,), each.accounts) for each in organizations))
+
+
+def family(declared: Declared, samples: Samples) -> Metric:
+    """A declared metric with its samples."""
+    kind: Any = CounterMetricFamily if declared.kind == "counter" else GaugeMetricFamily
+    found: Metric = kind(declared.name, declared.help, labels=declared.labels)
+    for labels, value in samples:
+        found.add_metric(labels, float(value))  # type: ignore[attr-defined]
+    return found
