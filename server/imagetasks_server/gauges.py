@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
+import grpc
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -27,6 +28,9 @@ STATES: Final = {
     pb.STORE_TASK_STATE_FAILED: "failed",
     pb.STORE_TASK_STATE_UNSPECIFIED: "unspecified",
 }
+
+# Once: it is read from the disk.
+_BUILD: Final = (importlib.metadata.version("imagetasks"), platform.python_version(), grpc.__version__)
 
 
 class Gauges(Collector):
@@ -69,12 +73,7 @@ class Gauges(Collector):
         expires_at = self._expires_at()
         if expires_at is not None:
             yield family(metrics.CERTIFICATE, [((), expires_at)])
-        names = (
-            importlib.metadata.version("imagetasks"),
-            platform.python_version(),
-            importlib.metadata.version("grpcio"),
-        )
-        yield family(metrics.BUILD_INFO, [(names, 1)])
+        yield family(metrics.BUILD_INFO, [(_BUILD, 1)])
 
     def _budgets(self, targets: Iterable[Target]) -> Iterator[Metric]:
         budgets = [((each.account, each.region), self._registry.budget_of(each)) for each in targets]
