@@ -209,7 +209,8 @@ async def _serve(settings: Settings, sandbox_arguments: Sequence[str] | None) ->
         aws = Aws(settings, builders)
         accounts = Accounts(aws.open)
         stack.push_async_callback(accounts.close)
-        gateway = assemble(settings, accounts, clock, stack.enter_context(traced(settings)))
+        tracer = await stack.enter_async_context(traced(settings))
+        gateway = assemble(settings, accounts, clock, tracer)
         stack.push_async_callback(gateway.close)
         organizations = [(each, await _lister(aws, each, stack)) for each in settings.organizations]
         changed = functools.partial(accounts.replace, gateway.targets)

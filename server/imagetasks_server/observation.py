@@ -7,7 +7,7 @@ for longer than any family takes, and would read what the loop changes.
 import asyncio
 import contextlib
 import importlib.metadata
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -32,8 +32,8 @@ log = structlog.get_logger()
 _END: Final = b"# EOF\n"
 
 
-@contextlib.contextmanager
-def traced(settings: Settings) -> Iterator["Tracer | None"]:
+@contextlib.asynccontextmanager
+async def traced(settings: Settings) -> AsyncIterator["Tracer | None"]:
     """What traces calls meanwhile; None if nothing shall. What is left is sent at the end.
 
     Raises:
@@ -42,16 +42,21 @@ def traced(settings: Settings) -> Iterator["Tracer | None"]:
     if not settings.tracing:
         yield None
         return
+    # On a thread: it reads files, and what is left at the end may be long in the sending.
+    tracer = await asyncio.to_thread(_tracer)
     try:
-        from imagetasks_server import tracing  # noqa: PLC0415  # an extra
+        yield tracer
+    finally:
+        await asyncio.to_thread(tracer.close)
+
+
+def _tracer() -> "Tracer":
+    try:
+        from imagetasks_server.tracing import Tracer, exporting  # noqa: PLC0415  # an extra
     except ImportError:
         raise ConfigError("tracing: needs the extra: pip install 'imagetasks[server,otel]'") from None
     version = importlib.metadata.version("imagetasks")
-    provider = tracing.exporting(version)
-    try:
-        yield tracing.Tracer(provider, version)
-    finally:
-        provider.shutdown()
+    return Tracer(exporting(version), version)
 
 
 @contextlib.asynccontextmanager

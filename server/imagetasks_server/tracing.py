@@ -33,8 +33,13 @@ class Tracer:
     """
 
     def __init__(self, provider: TracerProvider, version: str) -> None:
+        self._provider = provider
         self._tracer = provider.get_tracer("imagetasks_server", version)
         self._propagator = TraceContextTextMapPropagator()
+
+    def close(self) -> None:
+        """Send what is left, and end. May block for seconds."""
+        self._provider.shutdown()
 
     def begin(self, service: str, method: str, metadata: Mapping[str, str]) -> Span:
         """The span of a call, below the caller's own if its metadata names one. It must be ended.
