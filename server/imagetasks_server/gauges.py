@@ -1,9 +1,10 @@
 """What merely is, read when somebody looks: calls under way, budgets, tasks, accounts, the certificate.
 
-Each family is built in one step, without a pause, and a pause may come between two.
+A family of many samples comes in parts, so that whoever collects can pause between two.
 """
 
 import importlib.metadata
+import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
@@ -21,6 +22,9 @@ from imagetasks_server.targets import Target, Targets
 from imagetasks_server.tracked import Registry, Tracked
 
 Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]
+
+# About a millisecond's worth.
+SAMPLES: Final = 100
 
 STATES: Final = {
     pb.STORE_TASK_STATE_IN_PROGRESS: "in_progress",
@@ -63,8 +67,8 @@ class Gauges(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """One family after the other."""
-        yield family(metrics.IN_FLIGHT, (((name,), n) for name, n in self._records.under_way.items()))
+        """One family after the other, each in parts of `SAMPLES` at most."""
+        yield from families(metrics.IN_FLIGHT, [((name,), n) for name, n in self._records.under_way.items()])
         # Two names of one account share everything: the first stands for both.
         targets = list({each.key: each for each in reversed(self._targets.known())}.values())
         yield from self._budgets(targets)
@@ -72,22 +76,22 @@ class Gauges(Collector):
         yield from self._accounts()
         expires_at = self._expires_at()
         if expires_at is not None:
-            yield family(metrics.CERTIFICATE, [((), expires_at)])
-        yield family(metrics.BUILD_INFO, [(_BUILD, 1)])
+            yield from families(metrics.CERTIFICATE, [((), expires_at)])
+        yield from families(metrics.BUILD_INFO, [(_BUILD, 1)])
 
     def _budgets(self, targets: Iterable[Target]) -> Iterator[Metric]:
         budgets = [((each.account, each.region), self._registry.budget_of(each)) for each in targets]
-        yield family(metrics.BUDGET_TOKENS, ((names, budget.available()) for names, budget in budgets))
+        yield from families(metrics.BUDGET_TOKENS, ((names, budget.available()) for names, budget in budgets))
         if budgets:
-            yield family(metrics.BUDGET_CAPACITY, [((), budgets[0][1].capacity)])
-        yield family(metrics.BUDGET_WAITED, ((names, budget.waited) for names, budget in budgets))
-        yield family(metrics.THROTTLES, ((names, budget.throttles) for names, budget in budgets))
+            yield from families(metrics.BUDGET_CAPACITY, [((), budgets[0][1].capacity)])
+        yield from families(metrics.BUDGET_WAITED, ((names, budget.waited) for names, budget in budgets))
+        yield from families(metrics.THROTTLES, ((names, budget.throttles) for names, budget in budgets))
 
     def _states(self, targets: Iterable[Target]) -> Iterator[Metric]:
         tracked: list[tuple[tuple[str, str], Tracked]] = [
             ((each.account, each.region), found) for each in targets if (found := self._registry.peek(each))
         ]
-        yield family(
+        yield from families(
             metrics.TASKS,
             (
                 ((*names, word), each.view.states[state])
@@ -97,21 +101,21 @@ class Gauges(Collector):
                 if word != "unspecified" or each.view.states[state]
             ),
         )
-        yield family(
+        yield from families(
             metrics.READ_TIME,
             ((names, each.view.read_time) for names, each in tracked if each.view.read_time is not None),
         )
-        yield family(
+        yield from families(
             metrics.TARGET_FAILING, ((names, each.reader.last_error is not None) for names, each in tracked)
         )
-        yield family(
+        yield from families(
             metrics.POLL_INTERVAL,
             ((names, interval) for names, each in tracked if (interval := each.poller.interval) is not None),
         )
 
     def _accounts(self) -> Iterator[Metric]:
         accounts = self._targets.accounts()
-        yield family(
+        yield from families(
             metrics.ACCOUNT_TARGETS,
             (
                 (
@@ -121,16 +125,20 @@ class Gauges(Collector):
                 for each in accounts
             ),
         )
-        yield family(metrics.ACCOUNT_UP, (((each.name,), each.up) for each in accounts))
+        yield from families(metrics.ACCOUNT_UP, (((each.name,), each.up) for each in accounts))
         organizations = list(self._organizations())
-        yield family(metrics.ORGANIZATION_UP, (((each.name,), each.up) for each in organizations))
-        yield family(metrics.ORGANIZATION_ACCOUNTS, (((each.name,), each.accounts) for each in organizations))
+        yield from families(metrics.ORGANIZATION_UP, (((each.name,), each.up) for each in organizations))
+        yield from families(
+            metrics.ORGANIZATION_ACCOUNTS, (((each.name,), each.accounts) for each in organizations)
+        )
 
 
-def family(declared: Declared, samples: Samples) -> Metric:
-    """A declared metric with its samples."""
+def families(declared: Declared, samples: Samples) -> Iterator[Metric]:
+    """A declared metric with its samples, in parts."""
     kind: Any = CounterMetricFamily if declared.kind == "counter" else GaugeMetricFamily
-    found: Metric = kind(declared.name, declared.help, labels=declared.labels)
-    for labels, value in samples:
-        found.add_metric(labels, float(value))  # type: ignore[attr-defined]
-    return found
+    left = iter(samples)
+    while batch := list(itertools.islice(left, SAMPLES)):
+        part: Metric = kind(declared.name, declared.help, labels=declared.labels)
+        for labels, value in batch:
+            part.add_metric(labels, float(value))  # type: ignore[attr-defined]
+        yield part

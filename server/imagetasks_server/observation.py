@@ -1,12 +1,13 @@
 """What an operator sees besides the log: metrics on a port of their own, and traces sent away.
 
-Metrics are served from the gateway's own loop, a family at a time: a thread would hold the interpreter
-for longer than any family takes, and would read what the loop changes.
+Metrics are served from the gateway's own loop, a hundred samples at a time: a thread would hold the
+interpreter for longer, and would read what the loop changes.
 """
 
 import asyncio
 import contextlib
 import importlib.metadata
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 
 # How OpenMetrics ends, which stands once.
 _END: Final = b"# EOF\n"
+_HEAD: Final = re.compile(rb"\A(?:#.*\n)+")
 
 
 @contextlib.asynccontextmanager
@@ -112,9 +114,13 @@ def _scraped(
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         # That reads files.
         parts = [(await asyncio.to_thread(encode, process)).removesuffix(_END)]
+        name = ""
         for family in registry.collect():
-            parts.append(encode(_Only(family)).removesuffix(_END))
-            # Calls go between two families.
+            part = encode(_Only(family)).removesuffix(_END)
+            # What a family is stands above its first part.
+            parts.append(_HEAD.sub(b"", part) if family.name == name else part)
+            name = family.name
+            # Calls go between two parts.
             await asyncio.sleep(0)
         if "openmetrics" in content_type:
             parts.append(_END)
