@@ -19,6 +19,7 @@ from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Aborted, Error, all_failed
 from imagetasks_server.parts import Part, Question, progress, too_late
 from imagetasks_server.selection import Order, Selection
+from imagetasks_server.tally import How
 from imagetasks_server.targets import Resolution
 from imagetasks_server.tokens import PageToken
 from imagetasks_server.tracked import Registry
@@ -79,10 +80,13 @@ class Answers:
         key = (place.fingerprint, place.page_size, place.after, resolution.targets)
         stamp = tuple((part.view.revision, part.view.read_time) for part in parts)
         if alone and (kept := self._kept.get(key)) and kept[0] == stamp:
+            question.tally.answered(How.CACHED, len(parts))
             return kept[1]
         async with contextlib.aclosing(progress(parts, question, self._clock)) as news:
             async for _ in news:
                 pass
+        for part in (*parts, *out):
+            question.tally.answered(part.how(question.tally))
         _fail_if_all_did([*parts, *out])
         if len(parts) == 1 and not out:
             await self._check_images(question, parts[0])
@@ -99,7 +103,7 @@ class Answers:
         summary = pb.StreamStoreImageTasksResponse.Summary()
         rows = {part: _Rows(question.selection, part) for part in parts}
         for part in failed:
-            _count(part, summary)
+            _count(part, summary, question)
             yield pb.StreamStoreImageTasksResponse(outcome=part.outcome())
         async with contextlib.aclosing(progress(parts, question, self._clock)) as news:
             async for part in news:
@@ -108,7 +112,7 @@ class Answers:
                     yield pb.StreamStoreImageTasksResponse(page=page)
                 if part.settled:
                     del rows[part]
-                    _count(part, summary)
+                    _count(part, summary, question)
                     yield pb.StreamStoreImageTasksResponse(outcome=part.outcome())
         yield pb.StreamStoreImageTasksResponse(summary=summary)
 
@@ -124,7 +128,7 @@ class Answers:
             assert part.tracked is not None
             try:
                 async with asyncio.timeout(question.seconds_left(self._clock)):
-                    part.fail(await part.tracked.lookups.permission(question.caller))
+                    part.fail(await part.tracked.lookups.permission(question.caller, question.tally))
             except TimeoutError:
                 part.fail(too_late())
             except Error as error:
@@ -172,7 +176,7 @@ class Answers:
         missing: Error | None
         try:
             async with asyncio.timeout(question.seconds_left(self._clock)):
-                missing = await part.tracked.lookups.missing_images(unknown, question.caller)
+                missing = await part.tracked.lookups.missing_images(unknown, question.caller, question.tally)
         except TimeoutError:
             missing = too_late()
         except Error as error:
@@ -213,7 +217,8 @@ class _Rows:
             yield pb.StreamStoreImageTasksResponse.Page(target=target, store_image_task_results=batch)
 
 
-def _count(part: Part, summary: pb.StreamStoreImageTasksResponse.Summary) -> None:
+def _count(part: Part, summary: pb.StreamStoreImageTasksResponse.Summary, question: Question) -> None:
+    question.tally.answered(part.how(question.tally))
     summary.target_count += 1
     if part.source == pb.SOURCE_STALE:
         summary.stale_target_count += 1

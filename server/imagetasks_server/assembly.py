@@ -3,13 +3,14 @@
 The only place that hands settings to the parts. `main` gives it accounts at AWS, tests give it fakes.
 """
 
+import functools
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from imagetasks_server.answers import Answers
-from imagetasks_server.boundary import Boundary
+from imagetasks_server.boundary import SERVICE, Boundary
 from imagetasks_server.budget import Allowance, Budget
 from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
@@ -17,15 +18,20 @@ from imagetasks_server.errors import NotFound
 from imagetasks_server.followers import Followers
 from imagetasks_server.limits import Limits
 from imagetasks_server.lookups import Lookups
+from imagetasks_server.metrics import Metrics
 from imagetasks_server.poller import Poller, Rhythm
 from imagetasks_server.reader import Reader
+from imagetasks_server.record import Records
 from imagetasks_server.service import Service
 from imagetasks_server.targets import Account, Target, Targets
 from imagetasks_server.tracked import Registry, Tracked
-from imagetasks_server.upstream import Page, Query, ReadPage, Upstream
+from imagetasks_server.upstream import Page, Query, ReadPage, Upstream, untold
 from imagetasks_server.view import Revisions, View
 from imagetasks_server.waiting import Waiting
 from imagetasks_server.watching import Watching
+
+if TYPE_CHECKING:
+    from imagetasks_server.tracing import Tracer
 
 
 class ReadableAccount(Account, Protocol):
@@ -54,6 +60,7 @@ class Gateway:
     service: Service
     boundary: Boundary
     followers: Followers
+    records: Records
 
     async def close(self) -> None:
         """End everything that asks AWS."""
@@ -61,8 +68,14 @@ class Gateway:
         await self.targets.close()
 
 
-def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock: Clock) -> Gateway:
+def assemble(
+    settings: Settings,
+    accounts: Mapping[str, ReadableAccount],
+    clock: Clock,
+    tracer: "Tracer | None" = None,
+) -> Gateway:
     """A gateway over these accounts, which may come and go; it asks nothing yet."""
+    metrics = Metrics()
     targets = Targets(
         accounts,
         {each.name: each.regions for each in settings.accounts},
@@ -78,7 +91,10 @@ def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock:
     def account_of(target: Target) -> ReadableAccount:
         return _serving(target, accounts, targets)
 
-    registry = _registry(settings, account_of, revisions, rhythm, clock)
+    def upstream_of(target: Target, budget: Budget) -> Upstream:
+        return _upstream(settings, target, budget, account_of, clock, metrics=metrics, tracer=tracer)
+
+    registry = _registry(settings, upstream_of, revisions, rhythm, clock)
     followers = Followers(registry, revisions)
     service = Service(
         targets=targets,
@@ -92,6 +108,8 @@ def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock:
             heartbeat=settings.heartbeat_interval,
             # A fleet that came at once must not come back at once.
             lifetime=lambda: settings.limits.max_stream_age * (1 - 0.2 * jitter.random()),
+            metrics=metrics,
+            tracer=tracer,
         ),
         waiting=Waiting(followers, targets, clock),
         clock=clock,
@@ -104,19 +122,21 @@ def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock:
         max_concurrent_calls=settings.limits.max_concurrent_calls,
         max_open_streams=settings.limits.max_open_streams,
     )
+    records = Records(SERVICE.full_name, metrics, tracer)
     boundary = Boundary(
         clock,
+        records,
         limits,
         default_quota=settings.limits.default_quota,
         default_deadline=settings.default_deadline,
         longest=settings.limits.max_stream_age,
     )
-    return Gateway(targets, registry, service, boundary, followers)
+    return Gateway(targets, registry, service, boundary, followers, records)
 
 
 def _registry(
     settings: Settings,
-    account_of: Callable[[Target], ReadableAccount],
+    upstream_of: Callable[[Target, Budget], Upstream],
     revisions: Revisions,
     rhythm: Rhythm,
     clock: Clock,
@@ -135,17 +155,7 @@ def _registry(
             revisions, confirm_after=settings.confirm_removal_after, stalled_after=settings.stalled_after
         )
 
-        async def read_page(query: Query, token: str | None) -> Page:
-            seam = account_of(target).read_page(target, pay=upstream.pay_again, throttled=budget.throttled)
-            return await seam(query, token)
-
-        upstream = Upstream(
-            read_page,
-            budget,
-            clock,
-            timeout=settings.page_timeout,
-            remember_refusals_for=settings.remember_refusals_for,
-        )
+        upstream = upstream_of(target, budget)
         reader = Reader(
             view,
             upstream,
@@ -164,6 +174,33 @@ def _registry(
         keep_unused_for=settings.keep_unused_for,
         keep_tasks=settings.keep_tasks,
     )
+
+
+def _upstream(
+    settings: Settings,
+    target: Target,
+    budget: Budget,
+    account_of: Callable[[Target], ReadableAccount],
+    clock: Clock,
+    *,
+    metrics: Metrics,
+    tracer: "Tracer | None",
+) -> Upstream:
+    async def read_page(query: Query, token: str | None) -> Page:
+        pay = functools.partial(upstream.pay_again, query.purpose)
+        seam = account_of(target).read_page(target, pay=pay, throttled=budget.throttled)
+        return await seam(query, token)
+
+    upstream = Upstream(
+        read_page,
+        budget,
+        clock,
+        timeout=settings.page_timeout,
+        remember_refusals_for=settings.remember_refusals_for,
+        metrics=metrics,
+        asking=functools.partial(tracer.asking, target.account, target.region) if tracer else untold,
+    )
+    return upstream
 
 
 def _serving(target: Target, accounts: Mapping[str, ReadableAccount], targets: Targets) -> ReadableAccount:

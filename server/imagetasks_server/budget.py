@@ -68,11 +68,13 @@ class Budget:
 
     Attributes:
         throttles: How often EC2 throttled although the budget had paid.
+        waited: Seconds in all for which calls waited for it; counted by those who waited.
     """
 
     def __init__(self, allowance: Allowance, clock: Clock) -> None:
         capacity, refill = allowance.capacity * allowance.usable, allowance.refill * allowance.usable
         self.throttles = 0
+        self.waited = 0.0
         self._clock = clock
         self._all = _Level(capacity, refill, allowance.initial)
         self._private = _Level(

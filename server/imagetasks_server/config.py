@@ -77,6 +77,15 @@ class Settings(BaseSettings):
     log_json: bool | None = None
     """Log JSON lines. Absent: unless stderr is a terminal."""
 
+    metrics_listen: str = ""
+    """Address and port for Prometheus, "127.0.0.1:9464", which finds `/metrics` there. Absent: none."""
+    metrics_insecure: bool = False
+    """Let others reach `metrics_listen`. It is plaintext, and whoever reaches it sees the names of accounts
+    and callers, and all numbers; no tasks, and it changes nothing."""
+    tracing: bool = False
+    """Send traces by OTLP over HTTP, to where the standard OTEL_* variables say; needs the extra `otel`. Each
+    call then costs about twice what it does without."""
+
     accounts: tuple[AccountSettings, ...] = (AccountSettings(name="default"),)
     """The accounts. Absent: one, "default", with the ambient credentials, unless there are organizations."""
     organizations: tuple[OrganizationSettings, ...] = ()
@@ -191,16 +200,32 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _metrics_stay_at_home(self) -> "Settings":
+        if not self.metrics_listen:
+            return self
+        host, _, port = self.metrics_listen.rpartition(":")
+        if not host or not port.isdecimal() or int(port) >= 2**16:
+            raise ValueError(f'metrics_listen: {self.metrics_listen!r} is not as "127.0.0.1:9464"')
+        if not self.metrics_insecure and not _is_loopback(self.metrics_listen):
+            raise ValueError(
+                f"metrics_listen: {self.metrics_listen} can be reached from other machines, in plaintext "
+                "and by anybody; say metrics_insecure = true if that is meant"
+            )
+        return self
+
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach `listen`."""
-        if self.listen.startswith("unix:"):
-            return True
-        host = self.listen.rpartition(":")[0].strip("[]")
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return self.listen.startswith("unix:") or _is_loopback(self.listen)
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load(path: str | None, **overrides: object) -> Settings:

@@ -32,11 +32,19 @@ Place: TypeAlias = tuple[tuple[Target, int | None], ...]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One task's change, as a follower sees it."""
+    """One task's change, as a follower sees it.
+
+    Attributes:
+        type: What has become of it.
+        task: Its newest state.
+        reason: Why it is gone.
+        read_at: Unix seconds at which the newest read began that tells of it.
+    """
 
     type: "pb.TaskChange.Type.ValueType"
     task: pb.StoreImageTaskResult
     reason: "pb.TaskChange.RemovalReason.ValueType" = _NOT_REMOVED
+    read_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -258,4 +266,5 @@ class Subscription:
         entry: Entry,
         reason: "pb.TaskChange.RemovalReason.ValueType" = _NOT_REMOVED,
     ) -> Change:
-        return Change(kind, followed.target.named(entry.task), reason)
+        read_at = entry.listed_at if entry.removed is None else entry.removed_at
+        return Change(kind, followed.target.named(entry.task), reason, read_at)

@@ -17,6 +17,7 @@ from cachetools import TTLCache
 
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Error, FailedPrecondition, Internal, PermissionDenied
+from imagetasks_server.tally import GATEWAY, Kind, Purpose, Tally
 from imagetasks_server.telemetry import Event
 from imagetasks_server.upstream import ImagesNotFound, Query, Upstream
 from imagetasks_server.view import Listing, View
@@ -35,6 +36,7 @@ Answer: TypeAlias = Error | None
 @dataclass(slots=True, eq=False)
 class _Waiter:
     caller: str
+    tally: Tally
     pending: set[str]
     future: asyncio.Future[None]
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -49,30 +51,34 @@ class Lookups:
         self._upstream = upstream
         self._clock = clock
         self._remembered: TTLCache[str, Answer] = TTLCache(REMEMBERED, remember_for, timer=clock)
-        self._waiters: dict[str, set[_Waiter]] = {}
+        # In the order in which they came: the first pays.
+        self._waiters: dict[str, dict[_Waiter, None]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def missing_images(self, image_ids: Iterable[str], caller: str) -> ImagesNotFound | None:
+    async def missing_images(
+        self, image_ids: Iterable[str], caller: str, tally: Tally
+    ) -> ImagesNotFound | None:
         """Which of these images EC2 does not know; None if it knows all.
 
         Args:
             image_ids: Well-formed AMI ids.
             caller: Who asks; callers take turns.
+            tally: The call's, on which what EC2 is asked may count.
 
         Raises:
             Error: EC2 could not be asked.
         """
-        answers = await self._ask(frozenset(image_ids), caller)
+        answers = await self._ask(frozenset(image_ids), caller, tally)
         missing = [image_id for image_id, answer in answers.items() if answer is not None]
         return ImagesNotFound(missing) if missing else None
 
-    async def permission(self, caller: str) -> Error:
+    async def permission(self, caller: str, tally: Tally) -> Error:
         """EC2's answer to a dry run: DRY_RUN_OPERATION if permitted, else why not.
 
         Raises:
             Error: EC2 could not be asked.
         """
-        answer = (await self._ask(frozenset({PERMISSION}), caller))[PERMISSION]
+        answer = (await self._ask(frozenset({PERMISSION}), caller, tally))[PERMISSION]
         assert answer is not None
         return answer
 
@@ -87,15 +93,15 @@ class Lookups:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _ask(self, questions: frozenset[str], caller: str) -> dict[str, Answer]:
-        waiter = _Waiter(caller, set(questions), asyncio.get_running_loop().create_future())
+    async def _ask(self, questions: frozenset[str], caller: str, tally: Tally) -> dict[str, Answer]:
+        waiter = _Waiter(caller, tally, set(questions), asyncio.get_running_loop().create_future())
         for question in questions:
             if question in self._remembered:
                 waiter.answers[question] = self._remembered[question]
                 waiter.pending.discard(question)
         if waiter.pending:
             for question in waiter.pending:
-                self._waiters.setdefault(question, set()).add(waiter)
+                self._waiters.setdefault(question, {})[waiter] = None
             self._advance()
             try:
                 await waiter.future
@@ -107,8 +113,8 @@ class Lookups:
 
     def _leave(self, waiter: _Waiter) -> None:
         for question in waiter.pending:
-            waiters = self._waiters.get(question, set())
-            waiters.discard(waiter)
+            waiters = self._waiters.get(question, {})
+            waiters.pop(waiter, None)
             if not waiters:
                 self._waiters.pop(question, None)
         if not self._waiters and self._task is not None:
@@ -151,9 +157,18 @@ class Lookups:
         fair = dict.fromkeys(question for each in rounds for question in each if question is not None)
         return list(itertools.islice(fair, IMAGES_PER_CALL))
 
+    def _purpose(self, kind: Kind, questions: list[str]) -> Purpose:
+        """What is asked in one call counts on the tally of one who waits for it."""
+
+        def waiters() -> list[Tally]:
+            found = (waiter for each in questions for waiter in self._waiters.get(each, ()))
+            return list(dict.fromkeys(waiter.tally for waiter in found))
+
+        return Purpose(kind, next(iter(waiters()), GATEWAY), waiters)
+
     async def _ask_permission(self) -> None:
         try:
-            await self._upstream.ask(Query(dry_run=True))
+            await self._upstream.ask(Query(dry_run=True, purpose=self._purpose(Kind.DRY_RUN, [PERMISSION])))
         except (FailedPrecondition, PermissionDenied) as answer:
             if answer.reason in {"DRY_RUN_OPERATION", "AWS_UNAUTHORIZED_OPERATION"}:
                 self._settle({PERMISSION: answer})
@@ -166,8 +181,9 @@ class Lookups:
 
     async def _ask_images(self, batch: list[str]) -> None:
         listing = Listing(self._clock(), full=False)
+        query = Query(tuple(batch), purpose=self._purpose(Kind.LOOKUP, batch))
         try:
-            page = await self._upstream.ask(Query(image_ids=tuple(batch)))
+            page = await self._upstream.ask(query)
         except ImagesNotFound as error:
             missing = set(error.image_ids).intersection(batch)
             if missing:
@@ -186,7 +202,7 @@ class Lookups:
     def _settle(self, answers: dict[str, Answer]) -> None:
         for question, answer in answers.items():
             self._remembered[question] = answer
-            for waiter in self._waiters.pop(question, set()):
+            for waiter in self._waiters.pop(question, {}):
                 waiter.answers[question] = answer
                 waiter.pending.discard(question)
                 if not waiter.pending and not waiter.future.done():
@@ -194,7 +210,7 @@ class Lookups:
 
     def _fail(self, questions: list[str], error: Error) -> None:
         for question in questions:
-            for waiter in self._waiters.pop(question, set()):
+            for waiter in self._waiters.pop(question, {}):
                 waiter.pending.discard(question)
                 waiter.error = error
                 if not waiter.future.done():

@@ -28,6 +28,7 @@ from imagetasks_server.errors import Error
 from imagetasks_server.health import Credentials
 from imagetasks_server.listening import Listening, listen
 from imagetasks_server.members import Member
+from imagetasks_server.observation import measured, traced
 from imagetasks_server.probe import ask
 from imagetasks_server.reload import Reload
 from imagetasks_server.roster import Lister, Roster
@@ -133,12 +134,14 @@ async def _serve(
         aws = Aws(settings, builders)
         accounts = Accounts(aws.open)
         stack.push_async_callback(accounts.close)
-        gateway = assemble(settings, accounts, steady_clock())
+        tracer = await stack.enter_async_context(traced(settings))
+        gateway = assemble(settings, accounts, steady_clock(), tracer)
         stack.push_async_callback(gateway.close)
         changed = functools.partial(accounts.replace, gateway.targets)
         roster = Roster(settings.accounts, await _organizations(aws, settings), changed)
         with _said_by_key():
             await roster.begin()
+        await stack.enter_async_context(measured(settings, gateway, lambda: roster.organizations))
         listening = await listen(settings, gateway, certificates)
         stack.push_async_callback(listening.drain, gateway, settings.drain_seconds)
         await stack.enter_async_context(roster.refreshing())

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.clock import Clock, timestamp
 from imagetasks_server.errors import DeadlineExceeded, Error, Exhausted
 from imagetasks_server.reader import Ear, Read
 from imagetasks_server.selection import Selection
+from imagetasks_server.tally import How, Tally
 from imagetasks_server.targets import Target
 from imagetasks_server.tracked import Tracked
 from imagetasks_server.view import View
@@ -17,6 +18,8 @@ from imagetasks_server.view import View
 # An unfinished target gets its outcome this long before the caller's deadline, so that the rest arrives.
 _MARGIN_SECONDS = 0.5
 _MARGIN_PART = 0.1
+
+_HOW = {pb.SOURCE_CACHED: How.CACHED, pb.SOURCE_STALE: How.STALE, pb.SOURCE_NONE: How.NONE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Question:
         deadline: Unix seconds at which the answer must be there.
         stale_after: Unix seconds; states read before then are too old even to stand in.
         caller: Who asks; for fairness alone.
+        tally: The call's, on which its reads count.
     """
 
     selection: Selection
@@ -38,6 +42,7 @@ class Question:
     deadline: float
     stale_after: float
     caller: str
+    tally: Tally = field(default_factory=Tally)
 
     def seconds_left(self, clock: Clock) -> float:
         """Seconds until unfinished targets get their outcome."""
@@ -111,6 +116,12 @@ class Part:
             return False
         return self.view.read_time >= question.stale_after
 
+    def how(self, tally: Tally) -> How:
+        """How it ended, as a call counts it."""
+        if self.source == pb.SOURCE_LIVE:
+            return How.OWN if self.read is not None and self.read.tally is tally else How.SHARED
+        return _HOW[self.source]
+
     def outcome(self) -> pb.TargetOutcome:
         """How it ended, as in the contract."""
         outcome = pb.TargetOutcome(target=self.target.message(), source=self.source)
@@ -127,7 +138,7 @@ async def progress(parts: Sequence[Part], question: Question, clock: Clock) -> A
     What is fresh enough is settled at once. For the rest a read is joined; all reads are left again when
     the iteration ends, wherever it ends.
     """
-    with contextlib.closing(_Reading()) as reading:
+    with contextlib.closing(_Reading(question.tally)) as reading:
         for part in _begin(parts, reading, question, question.seconds_left(clock)):
             yield part
         while reading and (news := await reading.news(question.seconds_left(clock))):
@@ -179,8 +190,8 @@ def _too_late_for(part: Part) -> Error:
 class _Reading:
     """The reads a caller has joined; closing leaves them, whatever has become of them."""
 
-    def __init__(self) -> None:
-        self._ear = Ear()
+    def __init__(self, tally: Tally) -> None:
+        self._ear = Ear(tally)
         self._parts: dict[Read, list[Part]] = {}
 
     def __bool__(self) -> bool:

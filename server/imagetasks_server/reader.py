@@ -18,6 +18,7 @@ import structlog
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Error, Internal, Unavailable
 from imagetasks_server.refresh import Refresher
+from imagetasks_server.tally import GATEWAY, Tally
 from imagetasks_server.telemetry import Event
 from imagetasks_server.upstream import Upstream
 from imagetasks_server.view import Entry, View
@@ -26,9 +27,14 @@ log = structlog.get_logger()
 
 
 class Ear:
-    """One caller's ear on any number of reads: collects which have news, and wakes the caller."""
+    """One caller's ear on any number of reads: collects which have news, and wakes the caller.
 
-    def __init__(self) -> None:
+    Args:
+        tally: On which the reads count that are begun for it.
+    """
+
+    def __init__(self, tally: Tally = GATEWAY) -> None:
+        self.tally = tally
         self._event = asyncio.Event()
         self._news: dict[Read, None] = {}
 
@@ -48,7 +54,11 @@ class Ear:
 class Read:
     """One refresh of a target's view, shared by all who joined it.
 
+    Args:
+        tally: As the attribute.
+
     Attributes:
+        tally: On which it counts: that of whose demand began it, whoever leaves or joins later.
         started: Unix seconds at which EC2 was first asked; None while it waits.
         paying: It waits for the budget.
         pages: The pages applied so far, as entries of the view.
@@ -57,7 +67,8 @@ class Read:
         ears: Who joined it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally = GATEWAY) -> None:
+        self.tally = tally
         self.started: float | None = None
         self.paying = True
         self.pages: list[list[Entry]] = []
@@ -74,6 +85,10 @@ class Read:
         """It has ended."""
         self.done, self.error = True, error
         self._publish()
+
+    def waiters(self) -> list[Tally]:
+        """The tallies of those who wait for it now."""
+        return [ear.tally for ear in self.ears]
 
     def _publish(self) -> None:
         for ear in self.ears:
@@ -126,7 +141,7 @@ class Reader:
         """Join a read that starts at `not_before` or later. It must be left again."""
         read = self._running
         if read is None or not _can_be_joined(read, not_before):
-            read = self._next = self._next or Read()
+            read = self._next = self._next or Read(ear.tally)
         read.ears.add(ear)
         self._advance()
         return read

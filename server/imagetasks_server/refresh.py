@@ -10,13 +10,14 @@ Each page is paid from the target's budget before it is asked, and applied when 
 """
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from imagetasks_server import shallow
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Error
+from imagetasks_server.tally import GATEWAY, Kind, Purpose, Tally
 from imagetasks_server.upstream import ImagesNotFound, Page, PageExpired, Query, Upstream
 from imagetasks_server.view import Entry, Listing, View
 
@@ -25,15 +26,22 @@ SWEEP_LEAVES: Final = 2.0
 # Seconds between full reads while an unfinished task is not listed.
 MISSED_FULL_READ_EVERY: Final = 60.0
 
+SWEEP: Final = Purpose(Kind.SWEEP, GATEWAY)
+
 
 class Report(Protocol):
     """Who wants to know how a refresh goes."""
 
     started: float | None
     paying: bool
+    tally: Tally
 
     def add(self, entries: list[Entry]) -> None:
         """A page has been applied."""
+        ...
+
+    def waiters(self) -> Iterable[Tally]:
+        """The calls that wait for it now."""
         ...
 
 
@@ -85,7 +93,7 @@ class Refresher:
         while self._sweep is not None and not must_pause() and budget.available() >= 1.0 + SWEEP_LEAVES:
             try:
                 await self._upstream.pay()
-                page = await self._upstream.ask(Query(), self._sweep.token)
+                page = await self._upstream.ask(Query(purpose=SWEEP), self._sweep.token)
             except PageExpired:
                 self._sweep = _Sweep(Listing(self._clock()), None)
                 return
@@ -107,7 +115,7 @@ class Refresher:
     async def _read_in_full(self, report: Report) -> None:
         self._sweep = None
         listing = await self._begin(report, full=True)
-        async with contextlib.aclosing(self._pages(report)) as pages:
+        async with contextlib.aclosing(self._pages(report, Kind.FULL)) as pages:
             async for page in pages:
                 self._take(report, listing, page)
         self._view.finish(listing)
@@ -116,7 +124,7 @@ class Refresher:
         boundary = shallow.depth(self._view, self._unaskable).boundary
         listing = await self._begin(report, full=False)
         token: str | None = None
-        async with contextlib.aclosing(self._pages(report)) as pages:
+        async with contextlib.aclosing(self._pages(report, Kind.HEAD)) as pages:
             async for page in pages:
                 entries = self._take(report, listing, page)
                 token = page.next_token
@@ -141,10 +149,11 @@ class Refresher:
 
     async def _ask_by_id(self, report: Report, listing: Listing, entries: list[Entry]) -> None:
         wanted = [entry.task.ami_id for entry in entries]
+        purpose = Purpose(Kind.IDS, report.tally, report.waiters)
         while batch := wanted[: shallow.IDS_PER_CALL]:
             await self._pay(report)
             try:
-                page = await self._upstream.ask(Query(image_ids=tuple(batch)))
+                page = await self._upstream.ask(Query(tuple(batch), purpose=purpose))
             except ImagesNotFound as error:
                 # Deregistered since: from now on its task is reached by pages alone.
                 gone = set(error.image_ids).intersection(batch)
@@ -161,13 +170,14 @@ class Refresher:
         report.started = self._clock()
         return Listing(report.started, full=full)
 
-    async def _pages(self, report: Report) -> AsyncGenerator[Page]:
+    async def _pages(self, report: Report, kind: Kind) -> AsyncGenerator[Page]:
         """Pages from the top down; the first has been paid."""
+        query = Query(purpose=Purpose(kind, report.tally, report.waiters))
         token: str | None = None
         restarted = False
         while True:
             try:
-                page = await self._upstream.ask(Query(), token)
+                page = await self._upstream.ask(query, token)
             except PageExpired:
                 # EC2 forgot its own token: from the top, once. What was applied counts once.
                 if restarted:

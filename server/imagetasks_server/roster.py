@@ -7,7 +7,7 @@ succeeds the organization itself stands among the accounts, as one that cannot b
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import structlog
 
@@ -23,6 +23,20 @@ RETRY_AFTER: Final = 30.0
 
 Lister: TypeAlias = Callable[[], Awaitable[Sequence[Member]]]
 Changed: TypeAlias = Callable[[Sequence[AccountSettings], Mapping[str, Error]], Awaitable[None]]
+
+
+class OrganizationState(NamedTuple):
+    """What is known of an organization.
+
+    Attributes:
+        name: The gateway's name of it.
+        accounts: How many accounts it has, as far as is known.
+        up: Its newest listing succeeded.
+    """
+
+    name: str
+    accounts: int
+    up: bool
 
 
 class Roster:
@@ -44,6 +58,7 @@ class Roster:
         self._organizations = organizations
         self._changed = changed
         self._members: dict[str, Sequence[Member]] = {}
+        self._up: set[str] = set()
         self._told: tuple[list[AccountSettings], dict[str, Error]] | None = None
         self._tried = {each.name: asyncio.Event() for each, _ in organizations}
         self._unlisted: dict[str, Error] = {each.name: _still_out(each.name) for each, _ in organizations}
@@ -55,6 +70,14 @@ class Roster:
     def unlisted(self) -> Mapping[str, Error]:
         """The organizations that could not be listed so far, and why."""
         return self._unlisted
+
+    @property
+    def organizations(self) -> list[OrganizationState]:
+        """How it stands with each organization."""
+        return [
+            OrganizationState(each.name, len(self._members.get(each.name, ())), up=each.name in self._up)
+            for each, _ in self._organizations
+        ]
 
     async def begin(self) -> None:
         """Tell of the configured accounts, before anything is listed. Raises `Error` as `changed` does."""
@@ -136,8 +159,10 @@ class Roster:
             self._unlisted.pop(name, None)
             await self._tell()
         except Exception as error:  # noqa: BLE001  # whatever it is, the gateway and the others go on
+            self._up.discard(name)
             await self._failed(name, error)
             return False
+        self._up.add(name)
         return True
 
     async def _failed(self, name: str, error: Exception) -> None:

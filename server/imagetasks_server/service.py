@@ -1,6 +1,7 @@
 """The RPCs: check the request, ask below, answer. Nothing here waits, merges or speaks to AWS."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import re
 from collections.abc import AsyncGenerator, Sequence
@@ -21,6 +22,7 @@ from imagetasks_server.selection import (
     fingerprint,
     selector_selection,
 )
+from imagetasks_server.tally import Tally
 from imagetasks_server.targets import Target, Targets
 from imagetasks_server.tokens import PageToken, ResumeToken
 from imagetasks_server.tracked import Registry
@@ -44,10 +46,12 @@ class Call:
     Attributes:
         deadline: Unix seconds at which the answer must be there.
         caller: Who calls.
+        tally: Told in the call's record.
     """
 
     deadline: float
     caller: str = ""
+    tally: Tally = dataclasses.field(default_factory=Tally)
 
 
 class Service:
@@ -97,6 +101,7 @@ class Service:
         floor = token.floor if token else None
         question = self._question(selection, request, call, not_before=floor)
         resolution = await self._targets.resolve(request.accounts, request.regions)
+        call.tally.asks(resolution.targets)
         if request.dry_run:
             return await self._answers.permissions(question, resolution)
         return await self._answers.describe(question, Place(print_, page_size, token), resolution)
@@ -109,9 +114,9 @@ class Service:
 
     async def list_targets(self, request: pb.ListTargetsRequest, call: Call) -> pb.ListTargetsResponse:
         """The targets and how the gateway stands with each."""
-        del call
         _check_names(request.accounts, request.regions)
         resolution = await self._targets.resolve(request.accounts, request.regions)
+        call.tally.asks(resolution.targets)
         states = [self._state(target) for target in resolution.targets]
         states += [
             pb.TargetState(target=target.message(), last_error=error.status())
@@ -124,10 +129,9 @@ class Service:
         self, request: pb.WatchStoreImageTasksRequest, call: Call
     ) -> AsyncGenerator[pb.WatchStoreImageTasksResponse]:
         """A snapshot, then changes."""
-        del call
         asked = _asked(request.selector)
         token = ResumeToken.decode(request.resume_token, asked.fingerprint) if request.resume_token else None
-        return self._watching.watch(asked, token, require_resume=request.require_resume)
+        return self._watching.watch(asked, token, require_resume=request.require_resume, tally=call.tally)
 
     async def wait_store_image_tasks(
         self, request: pb.WaitStoreImageTasksRequest, call: Call
@@ -138,7 +142,10 @@ class Service:
         if request.HasField("timeout"):
             until = min(until, now + _seconds("timeout", request.timeout))
         return await self._waiting.wait(
-            _asked(request.selector), until=until, wait_for_appearance=request.wait_for_appearance
+            _asked(request.selector),
+            until=until,
+            wait_for_appearance=request.wait_for_appearance,
+            tally=call.tally,
         )
 
     async def _stream(
@@ -149,6 +156,7 @@ class Service:
         _check_names(selector.accounts, selector.regions, "selector.")
         question = self._question(selection, request, call)
         resolution = await self._targets.resolve(selector.accounts, selector.regions)
+        call.tally.asks(resolution.targets)
         async with contextlib.aclosing(self._answers.stream(question, resolution)) as messages:
             async for message in messages:
                 yield message
@@ -173,6 +181,7 @@ class Service:
             deadline=call.deadline,
             stale_after=self._clock() - self._stale_for,
             caller=call.caller,
+            tally=call.tally,
         )
 
     def _state(self, target: Target) -> pb.TargetState:

@@ -100,6 +100,22 @@ class Resolution:
     failed: tuple[tuple[Target, Error], ...] = ()
 
 
+class AccountState(NamedTuple):
+    """What is known of an account.
+
+    Attributes:
+        name: The gateway's name of it.
+        targets: How many it has.
+        source: Where its list of Regions came from.
+        up: The newest attempt to find out about it succeeded.
+    """
+
+    name: str
+    targets: int
+    source: "pb.RegionSource.ValueType"
+    up: bool
+
+
 class _Discovery:
     """What is known of one account's targets."""
 
@@ -287,6 +303,13 @@ class Targets:
         """Where an account's list of Regions came from."""
         known = self._discoveries.get(account)
         return known.source if known else pb.REGION_SOURCE_UNSPECIFIED
+
+    def accounts(self) -> list[AccountState]:
+        """How it stands with each account."""
+        return [
+            AccountState(each.name, len(each.targets), each.source, up=each.is_known and each.error is None)
+            for each in self._discoveries.values()
+        ]
 
     def known(self) -> list[Target]:
         """All targets found out so far."""

@@ -11,6 +11,7 @@ class Event(enum.StrEnum):
     """What the log tells: a constant phrase each; what varies stands in fields."""
 
     STARTING = "starting"
+    METRICS = "metrics are served"
     SERVING = "serving"
     DRAINING = "draining"
     STOPPED = "stopped"

@@ -4,9 +4,11 @@
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.budget import Budget
@@ -19,6 +21,8 @@ from imagetasks_server.errors import (
     PermissionDenied,
     Unavailable,
 )
+from imagetasks_server.metrics import Metrics
+from imagetasks_server.tally import Purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +32,12 @@ class Query:
     Attributes:
         image_ids: EC2's ImageIds, at most 20; empty lists all tasks.
         dry_run: EC2's DryRun.
+        purpose: What for. It makes no other query.
     """
 
     image_ids: tuple[str, ...] = ()
     dry_run: bool = False
+    purpose: Purpose = field(default=Purpose(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,14 @@ class ReadPage(Protocol):
     async def __call__(self, query: Query, token: str | None) -> Page:
         """Ask EC2."""
         ...
+
+
+Asking: TypeAlias = Callable[[Purpose, bool], contextlib.AbstractContextManager[None]]
+
+
+def untold(_purpose: Purpose, _continued: bool) -> contextlib.AbstractContextManager[None]:  # noqa: FBT001  # of `Asking`
+    """Tells nobody."""
+    return contextlib.nullcontext()
 
 
 class PageExpired(Unavailable):
@@ -94,6 +108,8 @@ class Upstream:
         timeout: Seconds one call may take, its retries included.
         remember_refusals_for: Seconds for which EC2 is not asked again after it refused for a reason
             that only somebody's action changes.
+        metrics: Count what is asked. Absent: counted for nobody.
+        asking: Stands around each call; told what for, and whether it asks for a page after the first.
     """
 
     def __init__(
@@ -104,6 +120,8 @@ class Upstream:
         *,
         timeout: float,
         remember_refusals_for: float,
+        metrics: Metrics | None = None,
+        asking: Asking = untold,
     ) -> None:
         self.budget = budget
         self._read_page = read_page
@@ -112,6 +130,8 @@ class Upstream:
         self._remember_for = remember_refusals_for
         self._refusal: Error | None = None
         self._refused_until = 0.0
+        self._metrics = metrics or Metrics()
+        self._asking = asking
 
     async def pay(self, *, private: bool = False) -> None:
         """Wait until the budget has paid for one call.
@@ -121,10 +141,12 @@ class Upstream:
         """
         if self._refusal is not None and self._clock() < self._refused_until:
             raise self._refusal.again()
-        while not self.budget.pay(private=private):  # noqa: ASYNC110  # nothing but time helps
-            await asyncio.sleep(self.budget.wait(private=private))
+        while not self.budget.pay(private=private):  # nothing but time helps
+            wait = self.budget.wait(private=private)
+            self.budget.waited += wait
+            await asyncio.sleep(wait)
 
-    async def pay_again(self) -> None:
+    async def pay_again(self, purpose: Purpose) -> None:
         """Pay for one more attempt of a call, while its time limit runs.
 
         Raises:
@@ -134,6 +156,7 @@ class Upstream:
         if wait > self._timeout / 2:
             raise Exhausted("BUDGET_EXHAUSTED", "the call cannot be tried again soon", retry_after=wait)
         await self.pay()
+        self._count(purpose)
 
     async def ask(self, query: Query, token: str | None = None) -> Page:
         """One call that has been paid.
@@ -141,6 +164,23 @@ class Upstream:
         Raises:
             Error: As `ReadPage`; Unavailable when it takes too long.
         """
+        purpose = query.purpose
+        self._count(purpose)
+        began = time.perf_counter()
+        try:
+            with self._asking(purpose, token is not None):
+                return await self._ask(query, token)
+        except Error as error:
+            self._metrics.ec2_failed(purpose.kind, error.reason)()
+            raise
+        finally:
+            self._metrics.ec2_seconds(purpose.kind)(time.perf_counter() - began)
+
+    def _count(self, purpose: Purpose) -> None:
+        purpose.tally.calls += 1
+        self._metrics.ec2_called(purpose.kind, purpose.tally.payer)()
+
+    async def _ask(self, query: Query, token: str | None) -> Page:
         try:
             async with asyncio.timeout(self._timeout):
                 page = await self._read_page(query, token)

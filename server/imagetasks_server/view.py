@@ -21,6 +21,7 @@ messages by its own, so that the memory of old reads, which their messages share
 import bisect
 import itertools
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -127,6 +128,7 @@ class View:
         floor: Changes up to this number may be incomplete: a tombstone was dropped. A place in the
             list before it cannot be continued.
         listeners: Called after each step of a read; they may only take note.
+        states: How many living tasks are in which state.
         contradictions: How often EC2 changed a finished task, or listed one that head reads had to
             have seen.
         contradicted_at: Start of the newest read that did.
@@ -158,6 +160,7 @@ class View:
         # By task id, in order of the last change: a changed entry moves to the end.
         self._entries: dict[str, Entry] = {}
         self._tombstones = 0
+        self.states: Counter[int] = Counter()
         self._listed: list[Entry] | None = []
         self._newest: dict[str, Entry] | None = {}
         self._unfinished: dict[str, Entry] = {}
@@ -281,6 +284,7 @@ class View:
         if self.read_time is not None and entry.order > started_at(self.read_time - LATE_SECONDS):
             self._contradict(listing)
         self._entries[entry.task_id] = entry
+        self.states[task.store_task_state] += 1
         if task.store_task_state not in _ENDED:
             self._unfinished[entry.task_id] = entry
         self._listed = self._newest = None
@@ -292,6 +296,7 @@ class View:
         entry.gaps = (*entry.gaps, (gone, entry.changed))
         entry.removed = None
         self._tombstones -= 1
+        self.states[entry.task.store_task_state] += 1
         if entry.task.store_task_state not in _ENDED:
             self._unfinished[entry.task_id] = entry
         self._listed = self._newest = None
@@ -316,6 +321,8 @@ class View:
     def _change(self, entry: Entry, task: pb.StoreImageTaskResult) -> None:
         self._touch(entry)
         before, after = entry.task.ec2_store_task_state, task.ec2_store_task_state
+        self.states[entry.task.store_task_state] -= 1
+        self.states[task.store_task_state] += 1
         if before != after:
             entry.transitions = (*entry.transitions, (entry.changed, before))
         if task.store_task_state in _ENDED:
@@ -343,6 +350,7 @@ class View:
         self._touch(entry)
         entry.removed, entry.removed_at = reason, started
         self._unfinished.pop(entry.task_id, None)
+        self.states[entry.task.store_task_state] -= 1
         self._tombstones += 1
         self._listed = self._newest = None
 

@@ -15,6 +15,7 @@ from imagetasks_server.errors import DeadlineExceeded, Error
 from imagetasks_server.follow import Followed, Subscription
 from imagetasks_server.followers import Followers
 from imagetasks_server.selection import Selection
+from imagetasks_server.tally import Tally
 from imagetasks_server.targets import RETRY_AFTER, Resolution, Targets
 from imagetasks_server.watching import Asked
 
@@ -37,16 +38,18 @@ class Waiting:
         self._targets = targets
         self._clock = clock
 
-    async def wait(self, asked: Asked, *, until: float, wait_for_appearance: bool) -> Response:
+    async def wait(self, asked: Asked, *, until: float, wait_for_appearance: bool, tally: Tally) -> Response:
         """Return when all has ended, or say why not.
 
         Args:
             asked: Which tasks.
             until: Unix seconds at which to give up.
             wait_for_appearance: That nothing matches is no answer yet.
+            tally: The call's.
         """
         began = self._clock()
         resolution = await self._targets.resolve(asked.accounts, asked.regions)
+        tally.asks(resolution.targets)
         with self._followers.subscription(
             asked.selection, resolution.targets, not_before=began
         ) as subscription:

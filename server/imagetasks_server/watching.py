@@ -7,7 +7,7 @@ or Region that came is followed with a snapshot of its own, one that went is tak
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -16,14 +16,19 @@ from imagetasks_server.clock import Clock, timestamp
 from imagetasks_server.errors import Error, OutOfRange
 from imagetasks_server.follow import Change, Group, Place, Subscription
 from imagetasks_server.followers import Followers
+from imagetasks_server.metrics import Metrics
 from imagetasks_server.poller import Rhythm
 from imagetasks_server.selection import Selection
+from imagetasks_server.tally import Tally
 from imagetasks_server.targets import Resolution, Target, Targets
 from imagetasks_server.tokens import ResumeToken, digest_of
 
+if TYPE_CHECKING:
+    from imagetasks_server.tracing import Tracer
+
 MAX_MESSAGE_BYTES: Final = 256 * 1024
 # Groups whose messages are kept for other watches.
-MAX_TOLD: Final = 64
+MAX_SHARED: Final = 64
 
 Response = pb.WatchStoreImageTasksResponse
 
@@ -55,6 +60,8 @@ class Watching:
         rhythm: How often followed targets are read.
         heartbeat: Seconds after which a caller who is caught up hears so again.
         lifetime: Seconds that a new watch lasts, another number each time.
+        metrics: Count what is told.
+        tracer: Traces it, if anybody does.
     """
 
     def __init__(
@@ -66,6 +73,8 @@ class Watching:
         rhythm: Rhythm,
         heartbeat: float,
         lifetime: Callable[[], float],
+        metrics: Metrics,
+        tracer: "Tracer | None" = None,
     ) -> None:
         self._followers = followers
         self._targets = targets
@@ -73,12 +82,14 @@ class Watching:
         self._rhythm = rhythm
         self._heartbeat = heartbeat
         self._lifetime = lifetime
+        self._metrics = metrics
+        self._tracer = tracer
         # Revisions of another process mean nothing here.
         self._epoch = uuid.uuid4().hex[:12]
-        self._told = _Told()
+        self._shared = _Shared()
 
     async def watch(
-        self, asked: Asked, token: ResumeToken | None, *, require_resume: bool
+        self, asked: Asked, token: ResumeToken | None, *, require_resume: bool, tally: Tally
     ) -> AsyncGenerator[Response]:
         """A snapshot, then changes, until the caller leaves, the watch is too old or the process stops.
 
@@ -89,6 +100,7 @@ class Watching:
         resolution = await self._targets.resolve(asked.accounts, asked.regions)
         # Taken now: a caller may be long in reading even the first message.
         resolved_at = self._clock()
+        tally.asks(resolution.targets)
         covered = self._covered(token, resolution)
         if covered is None and token is not None and require_resume:
             raise OutOfRange("RESUME_TOKEN_EXPIRED", "the resume_token cannot be continued here")
@@ -100,7 +112,7 @@ class Watching:
             revision=token.revision if token is not None and covered is not None else 0,
             covered=covered or (),
         ) as subscription:
-            line = _Line(self._epoch, asked.fingerprint, subscription, self._told)
+            line = _Line(self._epoch, asked.fingerprint, subscription, self._shared)
             if token is not None and (covered is None or token.uncovered):
                 # All, or what the caller holds a part of.
                 yield line.reset(() if covered is None else line.uncovered())
@@ -113,15 +125,18 @@ class Watching:
                     # Without waiting: an account that cannot be found out delays no news of the others.
                     resolution = await self._targets.resolve(asked.accounts, asked.regions, wait=False)
                     resolved_at = self._clock()
+                    tally.asks(resolution.targets)
                     # Before anything else is told: what has ended is told no more of.
                     lost = line.retarget(resolution, self._followers)
                     messages += [*line.failures(resolution), *line.messages(lost)]
-                messages += line.news()
+                group, news = line.news()
+                messages += news
                 if not messages and self._clock() >= heard_at + self._heartbeat:
                     messages.append(line.heartbeat())
                 for message in messages:
                     yield message
                     heard_at = self._clock()
+                self._told(group, tally)
                 if not messages:
                     due = min(heard_at, resolved_at) + self._heartbeat
                     await subscription.moved(min(due, ends_at) - self._clock())
@@ -129,6 +144,22 @@ class Watching:
             yield line.closing(
                 Response.Closing.REASON_DRAINING if draining else Response.Closing.REASON_MAX_AGE
             )
+
+    def _told(self, group: Group, tally: Tally) -> None:
+        """All messages of a group have been taken by gRPC."""
+        if not group.changes:
+            return
+        tally.changes += len(group.changes)
+        self._metrics.changes_told()(len(group.changes))
+        if group.covered:
+            # A snapshot is as old as the view that was there.
+            return
+        now, began = self._clock(), min(change.read_at for change in group.changes)
+        lag = max(0.0, now - began)
+        tally.lag = max(lag, tally.lag or 0.0)
+        self._metrics.watch_lag()(lag)
+        if self._tracer is not None:
+            self._tracer.told(tally, changes=len(group.changes), began=began, ended=now)
 
     def _covered(self, token: ResumeToken | None, resolution: Resolution) -> list[Target] | None:
         """The targets that the caller holds as of the token; None if the token means nothing here."""
@@ -151,25 +182,28 @@ class Watching:
         )
 
 
-class _Told:
-    """The newest groups' messages, built once for all watches of one question at one place."""
+News: TypeAlias = tuple[Group, tuple[Response, ...]]
+
+
+class _Shared:
+    """The newest groups and their messages, built once for all watches of one question at one place."""
 
     def __init__(self) -> None:
         self._revision = 0
-        self._messages: dict[tuple[str, str, Place], tuple[Response, ...]] = {}
+        self._news: dict[tuple[str, str, Place], News] = {}
 
-    def at(self, revision: int) -> dict[tuple[str, str, Place], tuple[Response, ...]]:
+    def at(self, revision: int) -> dict[tuple[str, str, Place], News]:
         """Those that lead to this revision; older ones are forgotten."""
-        if revision != self._revision or len(self._messages) > MAX_TOLD:
-            self._revision, self._messages = revision, {}
-        return self._messages
+        if revision != self._revision or len(self._news) > MAX_SHARED:
+            self._revision, self._news = revision, {}
+        return self._news
 
 
 class _Line:
     """One watch's messages."""
 
-    def __init__(self, epoch: str, fingerprint: str, subscription: Subscription, told: _Told) -> None:
-        self._told = told
+    def __init__(self, epoch: str, fingerprint: str, subscription: Subscription, shared: _Shared) -> None:
+        self._shared = shared
         self._epoch = epoch
         self._fingerprint = fingerprint
         self._subscription = subscription
@@ -179,20 +213,24 @@ class _Line:
     def uncovered(self) -> list[Target]:
         return sorted(self._subscription.uncovered)
 
-    def news(self) -> Sequence[Response]:
+    def news(self) -> News:
         """All that the caller does not know yet."""
         subscription = self._subscription
         place = subscription.place()
         if not place:
-            return tuple(self.messages(subscription.gather()))
-        told = self._told.at(subscription.newest)
+            return self._gathered()
+        shared = self._shared.at(subscription.newest)
         question = (self._fingerprint, self._digest, place)
-        messages = told.get(question)
-        if messages is None:
-            messages = told[question] = tuple(self.messages(subscription.gather()))
+        news = shared.get(question)
+        if news is None:
+            news = shared[question] = self._gathered()
         else:
             subscription.skip()
-        return messages
+        return news
+
+    def _gathered(self) -> News:
+        group = self._subscription.gather()
+        return group, tuple(self.messages(group))
 
     def messages(self, group: Group) -> Iterator[Response]:
         """A group: forget first, then the changes, then what is covered with them, then who is stale."""

@@ -231,13 +231,14 @@ async def serving(
     *,
     channel_options: Sequence[tuple[str, Any]] = (),
     certificates: Certificates | None = None,
+    tracer: Any = None,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """Serve the world.
 
-    Settings are those of the configuration; the budget is ample unless they say otherwise. When it
-    ends, nothing that calls have started may still run. With certificates the channel, which has none, is
-    of no use.
+    Settings are those of the configuration; the budget is ample unless they say otherwise. What
+    traces calls, if anything, is a `Tracer`. When it ends, nothing that calls have started may still run.
+    With certificates the channel, which has none, is of no use.
     """
     settings.setdefault("accounts", [{"name": name} for name in world.accounts])
     settings.setdefault("budget", {"capacity": 1e6, "refill": 1e6, "initial": 1e6})
@@ -249,7 +250,7 @@ async def serving(
     configured = Settings(**settings)
     accounts: Any = world.accounts
     async with contextlib.AsyncExitStack() as stack:
-        gateway = assemble(configured, accounts, clock)
+        gateway = assemble(configured, accounts, clock, tracer)
         registry, boundary = gateway.registry, gateway.boundary
         stack.push_async_callback(gateway.close)
         listening = await listen(configured, gateway, certificates)

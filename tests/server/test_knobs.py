@@ -14,7 +14,7 @@ import grpc
 import pytest
 import structlog
 from fake_ec2 import FakeWorld, Hold, aws_error
-from gateway_stage import PATIENCE, Serve, failure, outcomes
+from gateway_stage import PATIENCE, Gateway, Serve, failure, outcomes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from virtual import VirtualClock, run
@@ -28,6 +28,7 @@ from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
 from imagetasks_server.health import NOT_SERVING, Credentials, Health
 from imagetasks_server.listening import listen
+from imagetasks_server.observation import measured, traced
 from imagetasks_server.service import Call
 from imagetasks_server.targets import Identity
 from imagetasks_server.telemetry import configure_log
@@ -531,6 +532,32 @@ def test_insecure_is_needed_where_others_can_reach_it() -> None:
     with pytest.raises(ValueError, match="insecure"):
         config.Settings(listen="0.0.0.0:0")
     assert config.Settings(listen="0.0.0.0:0", insecure=True)
+
+
+@proves("metrics_listen")
+async def test_metrics_listen_is_where_prometheus_finds_metrics(gateway: Gateway) -> None:
+    async with measured(config.Settings(), gateway.gateway) as address:
+        assert address == ""
+    async with measured(config.Settings(metrics_listen="localhost:0"), gateway.gateway) as address:
+        assert address.startswith("localhost:")
+    for wrong in ("9464", ":9464", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000"):
+        with pytest.raises(ValueError, match="metrics_listen"):
+            config.Settings(metrics_listen=wrong)
+
+
+@proves("metrics_insecure")
+def test_metrics_insecure_is_needed_where_others_can_reach_them() -> None:
+    with pytest.raises(ValueError, match="metrics_insecure"):
+        config.Settings(metrics_listen="0.0.0.0:9464")
+    assert config.Settings(metrics_listen="0.0.0.0:9464", metrics_insecure=True)
+
+
+@proves("tracing")
+async def test_tracing_is_whether_calls_are_traced() -> None:
+    async with traced(config.Settings()) as tracer:
+        assert tracer is None
+    async with traced(config.Settings(tracing=True)) as tracer:
+        assert tracer is not None
 
 
 @proves("reflection")

@@ -22,7 +22,7 @@ Leave = Callable[[Any, grpc.aio.Channel], Awaitable[None]]
 
 
 def under_way(gateway: Gateway) -> int:
-    return gateway.boundary._in_flight
+    return gateway.boundary.in_flight
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ async def test_calls_that_do_not_end_in_time_are_cancelled_and_counted_out(
         call = gateway.open_stream(None)
         await hold.reached()
         await gateway.listening.drain(gateway.gateway, 0.1)
-        assert gateway.boundary._in_flight == 0
+        assert gateway.boundary.in_flight == 0
         await eventually(lambda: hold.waiting == 0)
         with pytest.raises(grpc.aio.AioRpcError):
             async for _ in call:

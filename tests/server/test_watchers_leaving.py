@@ -32,7 +32,7 @@ OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
 
 
 def under_way(gateway: Gateway) -> int:
-    return gateway.boundary._in_flight
+    return gateway.boundary.in_flight
 
 
 def listeners(gateway: Gateway) -> int:
