@@ -15,6 +15,7 @@ from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
 from imagetasks_server.errors import NotFound
 from imagetasks_server.followers import Followers
+from imagetasks_server.gate import Gate
 from imagetasks_server.lookups import Lookups
 from imagetasks_server.poller import Poller, Rhythm
 from imagetasks_server.reader import Reader
@@ -53,9 +54,11 @@ class Gateway:
     service: Service
     boundary: Boundary
     followers: Followers
+    gate: Gate
 
     async def close(self) -> None:
         """End everything that asks AWS."""
+        await self.gate.close()
         await self.registry.close()
         await self.targets.close()
 
@@ -88,8 +91,9 @@ def assemble(settings: Settings, accounts: Mapping[str, ReadableAccount], clock:
         default_max_age=settings.default_max_age,
         stale_for=settings.stale_for,
     )
-    boundary = Boundary(clock, default_deadline=settings.default_deadline)
-    return Gateway(targets, registry, service, boundary, followers)
+    gate = Gate(settings, clock)
+    boundary = Boundary(clock, gate, default_deadline=settings.default_deadline)
+    return Gateway(targets, registry, service, boundary, followers, gate)
 
 
 def _registry(

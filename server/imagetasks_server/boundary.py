@@ -1,26 +1,32 @@
-"""What happens to every call, unary or stream: deadline, parsing, errors, the log line, and being counted.
+"""What happens to every call, unary or stream: who calls, deadline, parsing, errors, log line, counting.
 
-One adapter for each kind, registered for every method of the service's descriptor; a method without a
-handler does not start. Handlers get the parsed request and raise `Error`; whatever else they raise is
-INTERNAL with a fixed text, for grpc.aio would send the exception's own text to the caller.
+Whether it may come in is decided first, and again while it lasts. One adapter for each kind, registered for
+every method of the service's descriptor; a method without a handler, or of which nobody has said what it
+needs of its caller, does not start. Handlers get the parsed request and raise `Error`; whatever else they
+raise is INTERNAL with a fixed text, for grpc.aio would send the exception's own text to the caller.
 """
 
 import asyncio
 import contextlib
+import enum
+import functools
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, Self, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final, NoReturn, Self, TypeAlias
 
 import grpc
 import structlog
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.access import Access
+from imagetasks_server.auth import Presented, presented
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Error, Internal, InvalidRequest
+from imagetasks_server.gate import Gate
 from imagetasks_server.service import Call, Service
 from imagetasks_server.telemetry import Event
 
@@ -29,6 +35,28 @@ log = structlog.get_logger()
 SERVICE = pb.DESCRIPTOR.services_by_name["StoreImageTaskService"]
 
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, Any]
+
+
+class Kind(enum.Enum):
+    """What a method needs of its caller: a permission for it by name, always; and what else it counts as."""
+
+    CALL = "call"
+    """Ends with UNAUTHENTICATED when its credential expires."""
+    STREAM = "stream"
+    """The same, and counts as an open stream."""
+    WATCH = "watch"
+    """An open stream that says goodbye itself when its credential expires."""
+
+
+# A method that is not declared here does not start.
+METHODS: Final[Mapping[str, Kind]] = {
+    "DescribeStoreImageTasks": Kind.CALL,
+    "StreamStoreImageTasks": Kind.STREAM,
+    "WatchStoreImageTasks": Kind.WATCH,
+    "WaitStoreImageTasks": Kind.CALL,
+    "ListTargets": Kind.CALL,
+}
+
 Unary: TypeAlias = Callable[[Any, Call], Awaitable[bytes | Message]]
 Stream: TypeAlias = Callable[[Any, Call], AsyncGenerator[Message]]
 
@@ -38,11 +66,13 @@ class Boundary:
 
     Args:
         clock: Unix seconds.
+        gate: Who may come in.
         default_deadline: Seconds a call may take where the caller set no deadline.
     """
 
-    def __init__(self, clock: Clock, *, default_deadline: float) -> None:
+    def __init__(self, clock: Clock, gate: Gate, *, default_deadline: float) -> None:
         self._clock = clock
+        self._gate = gate
         self._default_deadline = default_deadline
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -53,7 +83,12 @@ class Boundary:
         await self._idle.wait()
 
     def handler(self, service: Service) -> grpc.GenericRpcHandler:
-        """All methods of the service, each behind the boundary."""
+        """All methods of the service, each behind the boundary.
+
+        Raises:
+            LookupError: The contract has a method of which nobody has said what it needs of its caller.
+        """
+        check_declared(SERVICE)
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
             implementation = getattr(service, _snake_case(method.name))
@@ -75,7 +110,10 @@ class Boundary:
         async def unary(message: bytes, context: Context) -> bytes | Message:
             with _Record(self, method, context) as record:
                 try:
-                    return await implementation(parse(message), self._call(context, record))
+                    async with self._gate.admitted(_reader(context), method.name) as access:
+                        # Here a caller's limits are held.
+                        call = self._call(context, record, access)
+                        return await access.guard(lambda: implementation(parse(message), call), self._clock)
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record.failed(error))
 
@@ -84,25 +122,32 @@ class Boundary:
     def _stream(
         self, method: MethodDescriptor, implementation: Stream
     ) -> Callable[[bytes, Context], AsyncIterator[Any]]:
-        parse = _parser(method)
+        parse, kind = _parser(method), METHODS[method.name]
 
         async def stream(message: bytes, context: Context) -> AsyncGenerator[Message]:
             with _Record(self, method, context) as record:
                 try:
-                    async with contextlib.aclosing(
-                        implementation(parse(message), self._call(context, record))
-                    ) as responses:
-                        async for response in responses:
-                            yield response
+                    async with self._gate.admitted(_reader(context), method.name) as access:
+                        # Here a caller's limits are held.
+                        call = self._call(context, record, access)
+                        async with contextlib.aclosing(implementation(parse(message), call)) as responses:
+                            step = functools.partial(anext, responses, None)
+                            while (
+                                response := await access.guard(
+                                    step, self._clock, until_it_expires=kind is not Kind.WATCH
+                                )
+                            ) is not None:
+                                yield response
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record.failed(error))
 
         return stream
 
-    def _call(self, context: Context, record: "_Record") -> Call:
+    def _call(self, context: Context, record: "_Record", access: Access) -> Call:
+        record.caller = access.caller
         remaining = context.time_remaining()
         seconds = self._default_deadline if remaining is None else remaining
-        return Call(self._clock() + seconds, record.peer)
+        return Call(self._clock() + seconds, access.caller or record.peer, access)
 
     def _enter(self) -> None:
         self._in_flight += 1
@@ -114,6 +159,20 @@ class Boundary:
             self._idle.set()
 
 
+def check_declared(service: ServiceDescriptor) -> None:
+    """Raises LookupError if a method is not in `METHODS`, as the kind that it is."""
+    for method in service.methods:
+        kind = METHODS.get(method.name)
+        if kind is None or (kind is not Kind.CALL) != method.server_streaming:
+            raise LookupError(f"boundary.METHODS does not say what {method.name} needs of its caller")
+
+
+def _reader(context: Context) -> Callable[[], Presented]:
+    # Asked of gRPC now, while the call is certainly there.
+    metadata, connection = context.invocation_metadata() or (), context.auth_context()
+    return lambda: presented(metadata, connection)
+
+
 class _Record:
     """One call under way: counted while it lasts, logged when it ends, however it ends."""
 
@@ -123,6 +182,7 @@ class _Record:
         # Taken now: when a stream's client has left, gRPC may free the call before its handler has ended,
         # and asking the context then reads freed memory.
         self.peer = context.peer()
+        self.caller = ""
         self._code = "OK"
         self._reason = ""
         self._began = time.perf_counter()
@@ -137,6 +197,8 @@ class _Record:
             self._code = "CANCELLED"
         self._boundary._leave()  # noqa: SLF001
         fields = {"reason": self._reason} if self._reason else {}
+        if self.caller:
+            fields["caller"] = self.caller
         log.info(
             Event.CALL,
             method=self._method.name,

@@ -22,6 +22,12 @@ from pydantic_settings import (
 )
 
 from imagetasks_server.account_settings import AccountSettings, OrganizationSettings, Seconds, Table
+from imagetasks_server.caller_settings import (
+    AnonymousSettings,
+    CallerSettings,
+    JwtSettings,
+    check_callers,
+)
 
 
 class ConfigError(Exception):
@@ -68,6 +74,13 @@ class Settings(BaseSettings):
     """AWS organizations whose accounts are found out. Their accounts come beside `accounts`."""
     budget: BudgetSettings = BudgetSettings()
     """What may be asked of EC2."""
+    callers: tuple[CallerSettings, ...] = ()
+    """Who may ask, and what each may see. Neither these nor `anonymous` nor `jwt`: anybody who reaches the
+    gateway may ask everything."""
+    anonymous: AnonymousSettings | None = None
+    """What may be seen without a credential. Absent, and there are callers: nothing."""
+    jwt: JwtSettings | None = None
+    """Which JSON Web Tokens are believed. Absent: none."""
 
     default_max_age: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     """Seconds an answer may be old where a caller does not say. More: fewer calls to EC2."""
@@ -151,6 +164,14 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _callers_are_told_apart(self) -> "Settings":
+        try:
+            check_callers(self.callers, self.jwt)
+        except ValueError as error:
+            raise ValueError(f"callers: {error}") from None
+        return self
+
+    @model_validator(mode="after")
     def _plaintext_stays_at_home(self) -> "Settings":
         if not self.insecure and not self.is_local:
             raise ValueError(
@@ -158,6 +179,12 @@ class Settings(BaseSettings):
                 "say insecure = true (--insecure) if that is meant"
             )
         return self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody who reaches the gateway may ask everything."""
+        nobody_is_named = not self.callers and self.anonymous is None and self.jwt is None
+        return nobody_is_named and (self.is_local or self.insecure)
 
     @property
     def is_local(self) -> bool:

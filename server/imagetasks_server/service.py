@@ -1,6 +1,7 @@
 """The RPCs: check the request, ask below, answer. Nothing here waits, merges or speaks to AWS."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import re
 from collections.abc import AsyncGenerator, Sequence
@@ -10,6 +11,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.access import Access
 from imagetasks_server.answers import Answers, Place
 from imagetasks_server.clock import Clock, timestamp
 from imagetasks_server.errors import InvalidRequest
@@ -44,10 +46,12 @@ class Call:
     Attributes:
         deadline: Unix seconds at which the answer must be there.
         caller: Who calls.
+        access: What it may see, now and while the call lasts.
     """
 
     deadline: float
     caller: str = ""
+    access: Access = dataclasses.field(default_factory=Access)
 
 
 class Service:
@@ -96,10 +100,17 @@ class Service:
         token = PageToken.decode(request.next_token, print_) if request.next_token else None
         floor = token.floor if token else None
         question = self._question(selection, request, call, not_before=floor)
-        resolution = await self._targets.resolve(request.accounts, request.regions)
-        if request.dry_run:
-            return await self._answers.permissions(question, resolution)
-        return await self._answers.describe(question, Place(print_, page_size, token), resolution)
+        place = Place(print_, page_size, token)
+        while True:
+            permission = call.access.permission
+            resolution = await self._targets.resolve(request.accounts, request.regions, permission=permission)
+            if request.dry_run:
+                answer = await self._answers.permissions(question, resolution)
+            else:
+                answer = await self._answers.describe(question, place, resolution)
+            # What may be seen may have become less, or more, while it was read.
+            if call.access.permission is permission:
+                return answer
 
     def stream_store_image_tasks(
         self, request: pb.StreamStoreImageTasksRequest, call: Call
@@ -109,9 +120,10 @@ class Service:
 
     async def list_targets(self, request: pb.ListTargetsRequest, call: Call) -> pb.ListTargetsResponse:
         """The targets and how the gateway stands with each."""
-        del call
         _check_names(request.accounts, request.regions)
-        resolution = await self._targets.resolve(request.accounts, request.regions)
+        resolution = await self._targets.resolve(
+            request.accounts, request.regions, permission=call.access.permission
+        )
         states = [self._state(target) for target in resolution.targets]
         states += [
             pb.TargetState(target=target.message(), last_error=error.status())
@@ -124,10 +136,9 @@ class Service:
         self, request: pb.WatchStoreImageTasksRequest, call: Call
     ) -> AsyncGenerator[pb.WatchStoreImageTasksResponse]:
         """A snapshot, then changes."""
-        del call
         asked = _asked(request.selector)
         token = ResumeToken.decode(request.resume_token, asked.fingerprint) if request.resume_token else None
-        return self._watching.watch(asked, token, require_resume=request.require_resume)
+        return self._watching.watch(asked, token, call.access, require_resume=request.require_resume)
 
     async def wait_store_image_tasks(
         self, request: pb.WaitStoreImageTasksRequest, call: Call
@@ -138,7 +149,10 @@ class Service:
         if request.HasField("timeout"):
             until = min(until, now + _seconds("timeout", request.timeout))
         return await self._waiting.wait(
-            _asked(request.selector), until=until, wait_for_appearance=request.wait_for_appearance
+            _asked(request.selector),
+            call.access,
+            until=until,
+            wait_for_appearance=request.wait_for_appearance,
         )
 
     async def _stream(
@@ -148,8 +162,11 @@ class Service:
         selection = selector_selection(selector)
         _check_names(selector.accounts, selector.regions, "selector.")
         question = self._question(selection, request, call)
-        resolution = await self._targets.resolve(selector.accounts, selector.regions)
-        async with contextlib.aclosing(self._answers.stream(question, resolution)) as messages:
+        resolution = await self._targets.resolve(
+            selector.accounts, selector.regions, permission=call.access.permission
+        )
+        messages_ = self._answers.stream(question, resolution, call.access)
+        async with contextlib.aclosing(messages_) as messages:
             async for message in messages:
                 yield message
 

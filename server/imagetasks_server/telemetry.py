@@ -20,6 +20,8 @@ class Event(enum.StrEnum):
     ACCOUNT_FAILED = "account cannot be used"
     ORGANIZATION_FAILED = "accounts of the organization cannot be listed"
     ACCOUNTS_LISTED = "accounts of the organization have changed"
+    KEYS_FAILED = "keys for tokens cannot be fetched"
+    KEYS_FETCHED = "keys for tokens fetched"
     UNCLASSIFIED = "AWS error is not classified"
     SANDBOX_ENDED = "sandbox ended by itself"
 

@@ -1,0 +1,88 @@
+"""Who may come in: decided for each call before anything shared is looked at, and when that may change."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from imagetasks_server.access import Access
+from imagetasks_server.auth import ANONYMOUS, Identity, Policy, Presented, header_of, invalid, verified
+from imagetasks_server.clock import Clock
+from imagetasks_server.config import Settings
+from imagetasks_server.errors import Error
+from imagetasks_server.jwks import Jwks
+
+
+class Gate:
+    """Decides who may come in.
+
+    Args:
+        settings: Who may.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._clock = clock
+        self._policy = _policy(settings)
+        self._keys = None if settings.jwt is None else Jwks(settings.jwt, clock)
+        self._inside: dict[Access, tuple[Identity, str]] = {}
+        self._retired: list[Jwks] = []
+
+    def replace(self, settings: Settings) -> None:
+        """From now on these settings say who may. Every call under way is decided again, at once.
+
+        A JWT whose keys have changed meanwhile stays good until it expires.
+        """
+        if settings.jwt != self._policy.jwt:
+            if self._keys is not None:
+                self._retired.append(self._keys)
+            self._keys = None if settings.jwt is None else Jwks(settings.jwt, self._clock)
+        self._policy = _policy(settings)
+        for access, (identity, method) in tuple(self._inside.items()):
+            try:
+                access.decide(self._policy.permission(identity, method))
+            except Error as error:
+                access.end(error)
+
+    @contextlib.asynccontextmanager
+    async def admitted(self, read: Callable[[], Presented], method: str) -> AsyncIterator[Access]:
+        """A call's access, as long as the context lasts.
+
+        Args:
+            read: Gives what the call presents.
+            method: The method's name.
+
+        Raises:
+            Error: It may not come in.
+        """
+        identity = ANONYMOUS if self._policy.is_open else await self._identity(read())
+        permission = self._policy.permission(identity, method)
+        access = Access(permission, self._policy.name(identity, permission), identity.expires)
+        self._inside[access] = (identity, method)
+        try:
+            yield access
+        finally:
+            del self._inside[access]
+
+    async def close(self) -> None:
+        """End what fetches keys."""
+        for each in (*self._retired, self._keys):
+            if each is not None:
+                await each.close()
+
+    async def _identity(self, shown: Presented) -> Identity:
+        token, certificate = shown.token, shown.certificate
+        if token is None:
+            if certificate is None:
+                return ANONYMOUS
+            return Identity(certificate=certificate, expires=certificate.expires)
+        if (static := self._policy.static(token)) is not None:
+            return static
+        header = header_of(token)
+        keys, rules = self._keys, self._policy.jwt
+        if header is None or keys is None or rules is None or header.algorithm not in rules.algorithms:
+            raise invalid()
+        key = await keys.key(header)
+        return verified(token, header, key, rules, self._clock())
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(settings.callers, settings.anonymous, settings.jwt, is_open=settings.is_open)
