@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from imagetasks_server.access import Access
+from imagetasks_server.access import Access, expired
 from imagetasks_server.auth import ANONYMOUS, Identity, Policy, Presented, header_of, invalid, verified
 from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
@@ -54,6 +54,9 @@ class Gate:
             Error: It may not come in.
         """
         identity = ANONYMOUS if self._policy.is_open else await self._identity(read())
+        # A connection outlives the certificate that it was opened with.
+        if self._clock() >= identity.expires:
+            raise expired()
         permission = self._policy.permission(identity, method)
         access = Access(permission, self._policy.name(identity, permission), identity.expires)
         self._inside[access] = (identity, method)
