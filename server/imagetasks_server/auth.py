@@ -115,7 +115,7 @@ def presented(
     token = None
     if values:
         scheme, _, token = (values[0] if isinstance(values[0], str) else "").partition(" ")
-        if scheme.lower() != "bearer" or len(token) > MAX_TOKEN_CHARS or not _TOKEN.fullmatch(token):
+        if scheme.lower() != "bearer" or len(token) > MAX_TOKEN_CHARS or not is_token(token):
             raise invalid()
     pem = next(iter(connection.get("x509_pem_cert", ())), None)
     return Presented(token, None if pem is None else _certificate(pem))
@@ -137,6 +137,11 @@ def _certificate(pem: bytes) -> Certificate:
     # A SPIFFE certificate has exactly one URI.
     spiffe = uris[0] if len(uris) == 1 and uris[0].startswith("spiffe://") else ""
     return Certificate(spiffe, dns, expires)
+
+
+def is_token(text: str) -> bool:
+    """Whether these are the characters of a bearer token."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 def digest_of(token: str) -> bytes:

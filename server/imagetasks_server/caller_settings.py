@@ -1,15 +1,21 @@
-"""How callers are configured: who they are, what each may see. `config` puts these tables into its."""
+"""How callers are configured: who they are, and what each may see."""
 
 import re
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, FilePath, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FilePath, StringConstraints, field_validator, model_validator
 
+from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.account_settings import Seconds, Table
+from imagetasks_server.permission import matches
+
+METHODS: Final = tuple(
+    method.name for method in pb.DESCRIPTOR.services_by_name["StoreImageTaskService"].methods
+)
 
 # All of them asymmetric: whoever can check a signature could forge one that is made with a shared key.
 Algorithm = Literal[
@@ -24,17 +30,23 @@ def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _some(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("at least one")
+    return values
+
+
 Digests = Annotated[
     tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")], ...], BeforeValidator(_listed)
 ]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 AccountPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.*-]+$", max_length=128)]
-AccountPatterns = Annotated[tuple[AccountPattern, ...], BeforeValidator(_listed), Field(min_length=1)]
+AccountPatterns = Annotated[tuple[AccountPattern, ...], BeforeValidator(_listed), AfterValidator(_some)]
 RegionPattern = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*-]+$", max_length=64)]
-RegionPatterns = Annotated[tuple[RegionPattern, ...], BeforeValidator(_listed), Field(min_length=1)]
+RegionPatterns = Annotated[tuple[RegionPattern, ...], BeforeValidator(_listed), AfterValidator(_some)]
 MethodPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z*]+$", max_length=64)]
-MethodPatterns = Annotated[tuple[MethodPattern, ...], BeforeValidator(_listed), Field(min_length=1)]
-ClaimPatterns = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
+MethodPatterns = Annotated[tuple[MethodPattern, ...], BeforeValidator(_listed), AfterValidator(_some)]
+ClaimPatterns = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_some)]
 ClaimName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1)]
 CallerName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}$")]
@@ -59,6 +71,14 @@ class Granted(Table):
     open_streams: Count | None = None
     """Streams and watches that may be open. Absent: no limit of its own."""
 
+    @field_validator("methods")
+    @classmethod
+    def _exist(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for each in methods:
+            if not any(matches(each, name) for name in METHODS):
+                raise ValueError(f"{each!r} is none of {', '.join(METHODS)}, and fits none")
+        return methods
+
     @model_validator(mode="after")
     def _burst_of_something(self) -> Self:
         if self.burst is not None and self.calls_per_second is None:
@@ -71,7 +91,13 @@ class CallerSettings(Granted):
 
     name: CallerName
     """What the log calls it. Its limits are counted under this name."""
-    token_sha256: Digests = ()
+    token_sha256: def _some(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("at least one")
+    return values
+
+
+Digests = ()
     """SHA-256, in hexadecimal, of the bearer tokens it may send; `imagetasks-server hash-token` makes them.
     Two: the old one and the new one while they change."""
     spiffe: Names = ()
@@ -116,14 +142,13 @@ class JwtSettings(Table):
     issuer: Annotated[str, Field(min_length=1)]
     """The claim `iss`, to the letter."""
     audience: Annotated[
-        tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed), Field(min_length=1)
-    ]
+        tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed), AfterValidator(_some)]
     """Of these one must be in the claim `aud`: tokens made for other services are refused."""
     jwks_url: str | None = None
     """Where the issuer publishes its public keys: https, or http on this machine."""
     jwks_file: FilePath | None = None
     """A file with them, in place of `jwks_url`; it is read again when it changes."""
-    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256")
+    algorithms: Annotated[tuple[Algorithm, ...], AfterValidator(_some)] = ("RS256", "ES256")
     """Signatures that are believed, whatever a token says of itself."""
     name_claim: ClaimName = "sub"
     """The claim that names the caller, beside the name of its entry: in the log, and where its limits are

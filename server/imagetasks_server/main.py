@@ -23,6 +23,7 @@ from imagetasks_server.assembly import Gateway, assemble
 from imagetasks_server.aws_models import LIST_ACTIONS
 from imagetasks_server.aws_organizations import list_members
 from imagetasks_server.boundary import SERVICE
+from imagetasks_server.caller_settings import Granted
 from imagetasks_server.clock import steady_clock
 from imagetasks_server.config import ConfigError, Settings, load
 from imagetasks_server.doctor import Report, examine
@@ -32,6 +33,7 @@ from imagetasks_server.roster import Lister, Roster
 from imagetasks_server.sandbox import sandbox
 from imagetasks_server.targets import Targets
 from imagetasks_server.telemetry import Event, configure_log
+from imagetasks_server.token_command import hash_token
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -61,6 +63,8 @@ SERVER_OPTIONS: Final = (
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `imagetasks-server`. Returns the exit status: 0, or 2 for a bad configuration."""
     arguments = _parser().parse_args(argv)
+    if arguments.command == "hash-token":
+        return hash_token(sys.stdin)
     try:
         settings = load(
             arguments.config,
@@ -146,6 +150,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="instead of serving")
+    commands.add_parser(
+        "hash-token",
+        help="make a bearer token, or read one from stdin, and print what the configuration needs of it",
+        description="Prints the token_sha256 of a bearer token: of one read from stdin, or of a new one, "
+        "which is printed on stderr.",
+        epilog="Exit status: 0, or 2 if what was read is no token, or too short.",
+    )
     doctor = commands.add_parser(
         "doctor",
         help="ask AWS a dozen questions and tell what works, what does not, and what mends it",
@@ -184,11 +195,23 @@ def _say_settings(settings: Settings) -> None:
         f"listed with {each.role_arn or _credentials(each)}; {_regions(each)}"
         for each in settings.organizations
     ]
+    lines += [f"caller {each.name}: {_sees(each)}" for each in settings.callers]
+    if settings.anonymous is not None:
+        lines.append(f"without a credential: {_sees(settings.anonymous)}")
+    if settings.is_open:
+        lines.append("no callers: whoever reaches it may ask everything")
     sys.stdout.write("The configuration is good.\n" + "".join(f"  {line}\n" for line in lines))
 
 
 def _credentials(access: Access) -> str:
     return f"profile {access.profile}" if access.profile else "ambient credentials"
+
+
+def _sees(granted: Granted) -> str:
+    return (
+        f"accounts {', '.join(granted.accounts)}; Regions {', '.join(granted.regions)}; "
+        f"methods {', '.join(granted.methods)}"
+    )
 
 
 def _regions(access: Access) -> str:
