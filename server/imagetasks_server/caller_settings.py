@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, FilePath, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FilePath,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.account_settings import Seconds, Table
@@ -91,13 +99,7 @@ class CallerSettings(Granted):
 
     name: CallerName
     """What the log calls it. Its limits are counted under this name."""
-    token_sha256: def _some(values: tuple[str, ...]) -> tuple[str, ...]:
-    if not values:
-        raise ValueError("at least one")
-    return values
-
-
-Digests = ()
+    token_sha256: Digests = ()
     """SHA-256, in hexadecimal, of the bearer tokens it may send; `imagetasks-server hash-token` makes them.
     Two: the old one and the new one while they change."""
     spiffe: Names = ()
@@ -142,7 +144,8 @@ class JwtSettings(Table):
     issuer: Annotated[str, Field(min_length=1)]
     """The claim `iss`, to the letter."""
     audience: Annotated[
-        tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed), AfterValidator(_some)]
+        tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed), AfterValidator(_some)
+    ]
     """Of these one must be in the claim `aud`: tokens made for other services are refused."""
     jwks_url: str | None = None
     """Where the issuer publishes its public keys: https, or http on this machine."""
