@@ -12,7 +12,8 @@ from imagetasks.errors import Error, UnauthenticatedError, UnavailableError, fro
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 
 _HINTS = {
-    "CREDENTIAL_MISSING": "send one with --token-file, IMAGETASKS_TOKEN, or --client-certificate and --client-key",
+    "CREDENTIAL_MISSING": "send one with --token-file, IMAGETASKS_TOKEN, or --client-certificate and "
+    "--client-key",
     "CREDENTIAL_INVALID": "is it this gateway's, and still permitted? It comes from --token-file, else "
     "IMAGETASKS_TOKEN, else --client-certificate",
     "CREDENTIAL_EXPIRED": "get a new one, and put it where --token-file or IMAGETASKS_TOKEN has it",
