@@ -45,6 +45,7 @@ class Jwks:
             self._every, self._retry = min(self._every, FILE_EVERY), min(self._retry, FILE_EVERY)
         self._fetch = _of(rules)
         self._keys: Keys | None = None
+        self._text = b""
         self._good_until = 0.0
         self._next_try = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -95,7 +96,9 @@ class Jwks:
         try:
             async with asyncio.timeout(self._timeout):
                 text = await self._fetch()
-            self._keys = Keys(text)
+            if self._keys is None or text != self._text:
+                # Else the keys stay the very same: signatures that were checked with them need not be again.
+                self._keys, self._text = Keys(text), text
         except (OSError, ValueError, aiohttp.ClientError, TimeoutError) as error:
             log.warning(Event.KEYS_FAILED, text=str(error) or type(error).__name__)
             return

@@ -12,9 +12,11 @@ from callers_stage import (
     TOKEN,
     Authority,
     Issuer,
+    call,
     entry,
     known,
     over_tls,
+    refused,
     sha256,
 )
 from cryptography import x509
@@ -25,6 +27,7 @@ from watch_stage import Event, Stage, kinds, staged
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
+from imagetasks_server import auth, gate
 from imagetasks_server.access import Access
 from imagetasks_server.boundary import METHODS as KINDS
 from imagetasks_server.boundary import Kind
@@ -230,8 +233,7 @@ async def hanging(
     hold = gateway.world.ec2().hang()
     running = asyncio.create_task(to_its_end(stub or gateway.stub, name, metadata))
     running.add_done_callback(lambda _: hold.release())
-    gate = gateway.gateway.gate
-    await eventually(lambda: gate._inside)
+    await eventually(lambda: gateway.gateway.gate._inside)
     if name != "ListTargets":
         await hold.reached()
     return running
@@ -355,6 +357,41 @@ async def test_a_jwt_for_an_audience_that_is_not_ours_any_more_is_ended(
     settings["jwt"]["audience"] = "another"
     gateway.gateway.gate.replace(Settings(**settings))
     assert (await failure(running)).reason == "CREDENTIAL_INVALID"
+
+
+async def test_a_signature_is_checked_once_as_long_as_its_key_stays(
+    serve: Serve, clock: VirtualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = []
+
+    def verified(*arguments: Any) -> Any:
+        checked.append(arguments[0])
+        return auth.verified(*arguments)
+
+    monkeypatch.setattr(gate, "verified", verified)
+    issuer, file = Issuer(), tmp_path / "jwks.json"
+    gateway = await serve(**known(file, issuer))
+    token = issuer.token(now=clock())
+    listing = next(method for method in METHODS if method.name == "ListTargets")
+    for _ in range(5):
+        await call(gateway.channel, listing, token)
+    assert checked == [token]
+    # The same id, another key.
+    file.write_text(Issuer().jwks())
+    keys = gateway.gateway.gate._keys
+    assert keys is not None
+    clock.advance(3)
+    await call(gateway.channel, listing, token)
+    await eventually(lambda: keys._task is None)
+    assert (await refused(gateway.channel, listing, token)).reason == "CREDENTIAL_INVALID"
+    # Remembered is not for ever.
+    file.write_text(issuer.jwks())
+    clock.advance(3)
+    await refused(gateway.channel, listing, token)
+    await eventually(lambda: keys._task is None)
+    await call(gateway.channel, listing, token)
+    clock.advance(4000)
+    assert (await refused(gateway.channel, listing, token)).reason == "CREDENTIAL_EXPIRED"
 
 
 def test_every_method_is_tried() -> None:
