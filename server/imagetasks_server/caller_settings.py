@@ -167,6 +167,11 @@ class JwtSettings(Table):
     timeout: Seconds = 5.0
     """Seconds that a fetch may take. Calls whose key is known do not wait for it."""
 
+    @property
+    def source(self) -> tuple[object, ...]:
+        """All that shapes how the keys are fetched."""
+        return (self.jwks_url, self.jwks_file, self.refresh, self.retry, self.timeout)
+
     @field_validator("jwks_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:

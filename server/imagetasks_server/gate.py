@@ -49,7 +49,9 @@ class Gate:
 
         A JWT whose keys have changed meanwhile stays good until it expires.
         """
-        if settings.jwt != self._policy.jwt:
+        before = self._policy.jwt
+        # The last good keys stay where their source does.
+        if (settings.jwt and settings.jwt.source) != (before and before.source):
             if self._keys is not None:
                 self._retired.append(self._keys)
             self._keys = None if settings.jwt is None else Jwks(settings.jwt, self._clock)

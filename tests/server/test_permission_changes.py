@@ -354,9 +354,15 @@ async def test_a_jwt_for_an_audience_that_is_not_ours_any_more_is_ended(
     gateway.gateway.gate.replace(Settings(**settings))
     (access,) = gateway.gateway.gate._inside
     assert access.ended is None
+    keys = gateway.gateway.gate._keys
     settings["jwt"]["audience"] = "another"
     gateway.gateway.gate.replace(Settings(**settings))
     assert (await failure(running)).reason == "CREDENTIAL_INVALID"
+    # The last good keys stay, unless they are somewhere else now.
+    assert gateway.gateway.gate._keys is keys
+    settings["jwt"]["refresh"] = 7
+    gateway.gateway.gate.replace(Settings(**settings))
+    assert gateway.gateway.gate._keys is not keys
 
 
 async def test_a_signature_is_checked_once_as_long_as_its_key_stays(
