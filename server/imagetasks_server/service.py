@@ -165,8 +165,8 @@ class Service:
         resolution = await self._targets.resolve(
             selector.accounts, selector.regions, permission=call.access.permission
         )
-        messages_ = self._answers.stream(question, resolution, call.access)
-        async with contextlib.aclosing(messages_) as messages:
+        answering = self._answers.stream(question, resolution, call.access)
+        async with contextlib.aclosing(answering) as messages:
             async for message in messages:
                 yield message
 
