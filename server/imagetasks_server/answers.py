@@ -15,8 +15,9 @@ from typing import Final, TypeAlias
 from cachetools import LRUCache
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.access import Access
 from imagetasks_server.clock import Clock
-from imagetasks_server.errors import Aborted, Error, all_failed
+from imagetasks_server.errors import Aborted, Error, NotFound, all_failed
 from imagetasks_server.parts import Part, Question, progress, too_late
 from imagetasks_server.selection import Order, Selection
 from imagetasks_server.tally import How
@@ -96,9 +97,12 @@ class Answers:
         return answer
 
     async def stream(
-        self, question: Question, resolution: Resolution
+        self, question: Question, resolution: Resolution, access: Access
     ) -> AsyncGenerator[pb.StreamStoreImageTasksResponse]:
-        """Pages as targets answer, an outcome for each target, and a summary."""
+        """Pages as targets answer, an outcome for each target, and a summary.
+
+        A target that the caller may not see any more ends as one that does not exist.
+        """
         parts, failed = self._parts(resolution, streamed=True)
         summary = pb.StreamStoreImageTasksResponse.Summary()
         rows = {part: _Rows(question.selection, part) for part in parts}
@@ -107,13 +111,18 @@ class Answers:
             yield pb.StreamStoreImageTasksResponse(outcome=part.outcome())
         async with contextlib.aclosing(progress(parts, question, self._clock)) as news:
             async for part in news:
+                if part not in rows:
+                    continue
                 for page in rows[part].new_pages():
+                    if not _may_see(access, part):
+                        break
                     summary.task_count += len(page.store_image_task_results)
                     yield pb.StreamStoreImageTasksResponse(page=page)
-                if part.settled:
+                ending = part if _may_see(access, part) else _lost(part)
+                if ending.settled:
                     del rows[part]
-                    _count(part, summary, question)
-                    yield pb.StreamStoreImageTasksResponse(outcome=part.outcome())
+                    _count(ending, summary, question)
+                    yield pb.StreamStoreImageTasksResponse(outcome=ending.outcome())
         yield pb.StreamStoreImageTasksResponse(summary=summary)
 
     async def permissions(self, question: Question, resolution: Resolution) -> bytes:
@@ -215,6 +224,17 @@ class _Rows:
         for start in range(0, len(tasks), STREAM_PAGE_TASKS):
             batch = tasks[start : start + STREAM_PAGE_TASKS]
             yield pb.StreamStoreImageTasksResponse.Page(target=target, store_image_task_results=batch)
+
+
+def _may_see(access: Access, part: Part) -> bool:
+    return access.permission.allows(part.target.account, part.target.region)
+
+
+def _lost(part: Part) -> Part:
+    ending = Part(part.target)
+    account = part.target.account
+    ending.fail(NotFound("UNKNOWN_ACCOUNT", f"There is no account {account!r}", account=account))
+    return ending
 
 
 def _count(part: Part, summary: pb.StreamStoreImageTasksResponse.Summary, question: Question) -> None:

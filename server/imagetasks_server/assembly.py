@@ -16,6 +16,7 @@ from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
 from imagetasks_server.errors import NotFound
 from imagetasks_server.followers import Followers
+from imagetasks_server.gate import Gate
 from imagetasks_server.limits import Limits
 from imagetasks_server.lookups import Lookups
 from imagetasks_server.metrics import Metrics
@@ -61,9 +62,16 @@ class Gateway:
     boundary: Boundary
     followers: Followers
     records: Records
+    gate: Gate
+
+    def permit(self, settings: Settings) -> None:
+        """From now on these settings say who may see what; calls under way are decided again."""
+        self.gate.replace(settings)
+        self.records.metrics.callers = frozenset(each.name for each in settings.callers)
 
     async def close(self) -> None:
-        """End everything that asks AWS."""
+        """End everything that asks AWS, and others."""
+        await self.gate.close()
         await self.registry.close()
         await self.targets.close()
 
@@ -75,7 +83,7 @@ def assemble(
     tracer: "Tracer | None" = None,
 ) -> Gateway:
     """A gateway over these accounts, which may come and go; it asks nothing yet."""
-    metrics = Metrics()
+    metrics = Metrics({each.name for each in settings.callers})
     targets = Targets(
         accounts,
         {each.name: each.regions for each in settings.accounts},
@@ -116,6 +124,7 @@ def assemble(
         default_max_age=settings.default_max_age,
         stale_for=settings.stale_for,
     )
+    gate = Gate(settings, clock)
     limits = Limits(
         clock,
         jitter.random,
@@ -126,12 +135,12 @@ def assemble(
     boundary = Boundary(
         clock,
         records,
+        gate,
         limits,
-        default_quota=settings.limits.default_quota,
         default_deadline=settings.default_deadline,
         longest=settings.limits.max_stream_age,
     )
-    return Gateway(targets, registry, service, boundary, followers, records)
+    return Gateway(targets, registry, service, boundary, followers, records, gate)
 
 
 def _registry(

@@ -1,25 +1,31 @@
-"""What happens to every call, unary or stream: deadline, parsing, errors, and its record.
+"""What happens to every call, unary or stream: who calls, deadline, parsing, errors, and its record.
 
-One adapter for each kind, registered for every method of the service's descriptor; a method without a
-handler does not start. Handlers get the parsed request and raise `Error`; whatever else they raise is
-INTERNAL with a fixed text, for grpc.aio would send the exception's own text to the caller.
+Whether it may come in is decided first, and again while it lasts. One adapter for each kind, registered for
+every method of the service's descriptor; a method without a handler, or of which nobody has said what it
+needs of its caller, does not start. Handlers get the parsed request and raise `Error`; whatever else they
+raise is INTERNAL with a fixed text, for grpc.aio would send the exception's own text to the caller.
 """
 
 import asyncio
 import contextlib
+import enum
+import functools
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.access import Access
+from imagetasks_server.auth import Presented, presented
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import InvalidRequest
-from imagetasks_server.limits import Admission, Limits, Quota
+from imagetasks_server.gate import Gate
+from imagetasks_server.limits import Admission, Limits
 from imagetasks_server.record import Context, Record, Records
 from imagetasks_server.service import Call, Service
 
@@ -27,8 +33,32 @@ SERVICE = pb.DESCRIPTOR.services_by_name["StoreImageTaskService"]
 
 # Seconds a stream gets, once it is too old, to say so to a client that reads.
 STUCK_SECONDS: Final = 30.0
-# Unary, but it lasts and mostly rests: it counts as a stream.
-LASTING: Final = frozenset({"WaitStoreImageTasks"})
+
+
+class Kind(enum.Enum):
+    """What a method needs of its caller: a permission for it by name, always; and what else it counts as."""
+
+    CALL = "call"
+    """Ends with UNAUTHENTICATED when its credential expires."""
+    WAIT = "wait"
+    """The same; it lasts and mostly rests, so it counts as an open stream."""
+    STREAM = "stream"
+    """The same as a wait, with many messages."""
+    WATCH = "watch"
+    """An open stream that says goodbye itself when its credential expires."""
+
+
+# A method that is not declared here does not start.
+METHODS: Final[Mapping[str, Kind]] = {
+    "DescribeStoreImageTasks": Kind.CALL,
+    "StreamStoreImageTasks": Kind.STREAM,
+    "WatchStoreImageTasks": Kind.WATCH,
+    "WaitStoreImageTasks": Kind.WAIT,
+    "ListTargets": Kind.CALL,
+}
+
+
+_NOTHING: Final = contextlib.nullcontext()
 
 Unary: TypeAlias = Callable[[Any, Call], Awaitable[bytes | Message]]
 Stream: TypeAlias = Callable[[Any, Call], AsyncGenerator[Message]]
@@ -40,8 +70,8 @@ class Boundary:
     Args:
         clock: Unix seconds.
         records: Of the calls under way.
-        limits: Lets calls in.
-        default_quota: What a caller may.
+        gate: Who may come in.
+        limits: Lets them in.
         default_deadline: Seconds a call may take where the caller set no deadline.
         longest: Seconds that any call may take.
     """
@@ -50,15 +80,15 @@ class Boundary:
         self,
         clock: Clock,
         records: Records,
+        gate: Gate,
         limits: Limits,
         *,
-        default_quota: Quota,
         default_deadline: float,
         longest: float,
     ) -> None:
         self._clock = clock
         self.limits = limits
-        self.default_quota = default_quota
+        self._gate = gate
         self._default_deadline = default_deadline
         self._longest = longest
         self._records = records
@@ -73,7 +103,12 @@ class Boundary:
         await self._records.idle()
 
     def handler(self, service: Service) -> grpc.GenericRpcHandler:
-        """All methods of the service, each behind the boundary."""
+        """All methods of the service, each behind the boundary.
+
+        Raises:
+            LookupError: The contract has a method of which nobody has said what it needs of its caller.
+        """
+        check_declared(SERVICE)
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
             implementation = getattr(service, _snake_case(method.name))
@@ -90,14 +125,15 @@ class Boundary:
     def _unary(
         self, method: MethodDescriptor, implementation: Unary
     ) -> Callable[[bytes, Context], Awaitable[Any]]:
-        parse = _parser(method)
-        lasting = method.name in LASTING
+        parse, kind = _parser(method), METHODS[method.name]
 
         async def unary(message: bytes, context: Context) -> bytes | Message:
             with self._records.of(method.name, context) as record:
                 try:
-                    with self._admitted(record, lasting=lasting):
-                        return await implementation(parse(message), self._call(context, record))
+                    async with self._gate.admitted(_reader(context), method.name) as access:
+                        call = self._call(context, record, access)
+                        with self._let_in(record, access, kind), access.until_it_expires(self._clock):
+                            return await access.guard(lambda: implementation(parse(message), call))
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record, error)
 
@@ -106,30 +142,53 @@ class Boundary:
     def _stream(
         self, method: MethodDescriptor, implementation: Stream
     ) -> Callable[[bytes, Context], AsyncIterator[Any]]:
-        parse = _parser(method)
+        parse, kind = _parser(method), METHODS[method.name]
 
         async def stream(message: bytes, context: Context) -> AsyncGenerator[Message]:
             with self._records.of(method.name, context) as record:
                 try:
-                    with self._admitted(record, lasting=True), _ended_after(self._longest + STUCK_SECONDS):
-                        async with contextlib.aclosing(
-                            implementation(parse(message), self._call(context, record))
-                        ) as responses:
-                            async for response in responses:
-                                record.sent()
-                                yield response
+                    async with self._gate.admitted(_reader(context), method.name) as access:
+                        call = self._call(context, record, access)
+                        with (
+                            self._let_in(record, access, kind),
+                            # A watch says goodbye itself.
+                            access.until_it_expires(self._clock) if kind is Kind.STREAM else _NOTHING,
+                            _ended_after(self._longest + STUCK_SECONDS),
+                        ):
+                            async with contextlib.aclosing(implementation(parse(message), call)) as responses:
+                                step = functools.partial(anext, responses, None)
+                                while (response := await access.guard(step)) is not None:
+                                    record.sent()
+                                    yield response
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record, error)
 
         return stream
 
-    def _admitted(self, record: Record, *, lasting: bool) -> Admission:
-        return self.limits.admit(_host(record.peer), self.default_quota, streaming=lasting)
+    def _let_in(self, record: Record, access: Access, kind: Kind) -> Admission:
+        caller = access.caller or _host(record.peer)
+        return self.limits.admit(caller, access.permission.quota, streaming=kind is not Kind.CALL)
 
-    def _call(self, context: Context, record: Record) -> Call:
+    def _call(self, context: Context, record: Record, access: Access) -> Call:
+        record.identified(access.caller, access.permission.caller)
         remaining = context.time_remaining()
         seconds = self._default_deadline if remaining is None else remaining
-        return Call(self._clock() + min(seconds, self._longest), record.caller, record.tally)
+        seconds = min(seconds, self._longest)
+        return Call(self._clock() + seconds, access.caller or record.peer, record.tally, access)
+
+
+def check_declared(service: ServiceDescriptor) -> None:
+    """Raises LookupError if a method is not in `METHODS`, as the kind that it is."""
+    for method in service.methods:
+        kind = METHODS.get(method.name)
+        if kind is None or (kind in {Kind.STREAM, Kind.WATCH}) != method.server_streaming:
+            raise LookupError(f"boundary.METHODS does not say what {method.name} needs of its caller")
+
+
+def _reader(context: Context) -> Callable[[], Presented]:
+    # Asked of gRPC now, while the call is certainly there.
+    metadata, connection = context.invocation_metadata() or (), context.auth_context()
+    return lambda: presented(metadata, connection)
 
 
 async def _abort(context: Context, record: Record, error: Exception) -> NoReturn:

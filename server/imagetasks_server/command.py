@@ -5,6 +5,7 @@ import importlib.metadata
 
 from imagetasks_server.account_settings import Access
 from imagetasks_server.boundary import SERVICE
+from imagetasks_server.caller_settings import Granted
 from imagetasks_server.config import Settings
 
 
@@ -40,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="instead of serving")
     _add_doctor(commands)
     _add_health(commands)
+    commands.add_parser(
+        "hash-token",
+        help="make a bearer token, or read one from stdin, and print what the configuration needs of it",
+        description="Prints the token_sha256 of a bearer token: of one read from stdin, or of a new one, "
+        "which is printed on stderr.",
+        epilog="Exit status: 0, or 2 if what was read is no token, or too short.",
+    )
     return parser
 
 
@@ -57,6 +65,11 @@ def described(settings: Settings) -> str:
         f"listed with {each.role_arn or _credentials(each)}; {_regions(each)}"
         for each in settings.organizations
     ]
+    lines += [f"caller {each.name}: {_sees(each)}" for each in settings.callers]
+    if settings.anonymous is not None:
+        lines.append(f"without a credential: {_sees(settings.anonymous)}")
+    if settings.is_open:
+        lines.append("no callers: whoever reaches it may ask everything")
     return "".join(f"  {line}\n" for line in lines)
 
 
@@ -122,6 +135,13 @@ def _protection(settings: Settings) -> str:
 
 def _credentials(access: Access) -> str:
     return f"profile {access.profile}" if access.profile else "ambient credentials"
+
+
+def _sees(granted: Granted) -> str:
+    return (
+        f"accounts {', '.join(granted.accounts)}; Regions {', '.join(granted.regions)}; "
+        f"methods {', '.join(granted.methods)}"
+    )
 
 
 def _regions(access: Access) -> str:

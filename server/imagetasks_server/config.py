@@ -22,6 +22,12 @@ from pydantic_settings import (
 )
 
 from imagetasks_server.account_settings import AccountSettings, OrganizationSettings, Seconds, Table
+from imagetasks_server.caller_settings import (
+    AnonymousSettings,
+    CallerSettings,
+    JwtSettings,
+    check_callers,
+)
 from imagetasks_server.limit_settings import LimitSettings
 
 
@@ -92,6 +98,13 @@ class Settings(BaseSettings):
     """AWS organizations whose accounts are found out. Their accounts come beside `accounts`."""
     budget: BudgetSettings = BudgetSettings()
     """What may be asked of EC2."""
+    callers: tuple[CallerSettings, ...] = ()
+    """Who may ask, and what each may see. Neither these nor `anonymous` nor `jwt`: anybody who reaches the
+    gateway may ask everything."""
+    anonymous: AnonymousSettings | None = None
+    """What may be seen without a credential. Absent, and there are callers: nothing."""
+    jwt: JwtSettings | None = None
+    """Which JSON Web Tokens are believed. Absent: none."""
     limits: LimitSettings = LimitSettings()
     """How much is let in."""
 
@@ -192,6 +205,14 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _callers_are_told_apart(self) -> "Settings":
+        try:
+            check_callers(self.callers, self.jwt)
+        except ValueError as error:
+            raise ValueError(f"callers: {error}") from None
+        return self
+
+    @model_validator(mode="after")
     def _plaintext_stays_at_home(self) -> "Settings":
         if not self.insecure and not self.is_local and self.tls_certificate is None:
             raise ValueError(
@@ -213,6 +234,24 @@ class Settings(BaseSettings):
                 "and by anybody; say metrics_insecure = true if that is meant"
             )
         return self
+
+    @model_validator(mode="after")
+    def _somebody_may_ask(self) -> "Settings":
+        if self._names_nobody and not self.is_open:
+            raise ValueError(
+                f"callers: {self.listen} can be reached from other machines, and nobody may ask anything; "
+                "name callers, or say insecure = true (--insecure) if everybody may"
+            )
+        return self
+
+    @property
+    def _names_nobody(self) -> bool:
+        return not self.callers and self.anonymous is None and self.jwt is None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody who reaches the gateway may ask everything."""
+        return self._names_nobody and (self.is_local or self.insecure)
 
     @property
     def is_local(self) -> bool:

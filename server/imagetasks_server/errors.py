@@ -3,6 +3,7 @@
 Error:
     ├── InvalidRequest       INVALID_ARGUMENT      a field is malformed; names it
     ├── NotFound             NOT_FOUND             no such account, Region or image
+    ├── Unauthenticated      UNAUTHENTICATED       no credential, or one that is not believed
     ├── PermissionDenied     PERMISSION_DENIED     the caller, or the gateway at AWS, may not
     ├── FailedPrecondition   FAILED_PRECONDITION   somebody has to change something first
     ├── Exhausted            RESOURCE_EXHAUSTED    an allowance is used up; tells when to come back
@@ -145,6 +146,12 @@ class NotFound(Error):
     """What was named does not exist, or not for this caller."""
 
     code = grpc.StatusCode.NOT_FOUND
+
+
+class Unauthenticated(Error):
+    """No credential was sent, or one that is not believed."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class PermissionDenied(Error):

@@ -36,6 +36,19 @@ class Quota:
     concurrent_calls: int | None = None
     open_streams: int | None = None
 
+    def or_else(self, default: "Quota") -> "Quota":
+        """This quota, and the default's numbers where it has none; a rate and its burst belong together."""
+        rate = self if self.calls_per_second is not None else default
+        return Quota(
+            rate.calls_per_second,
+            rate.burst,
+            default.concurrent_calls if self.concurrent_calls is None else self.concurrent_calls,
+            default.open_streams if self.open_streams is None else self.open_streams,
+        )
+
+
+NO_QUOTA: Final = Quota()
+
 
 class Limits:
     """Lets calls in.

@@ -16,7 +16,7 @@ import structlog
 
 from imagetasks_server.account_settings import OrganizationSettings
 from imagetasks_server.accounts import Accounts
-from imagetasks_server.assembly import assemble
+from imagetasks_server.assembly import Gateway, assemble
 from imagetasks_server.aws_models import LIST_ACTIONS
 from imagetasks_server.aws_organizations import list_members
 from imagetasks_server.clock import steady_clock
@@ -30,13 +30,14 @@ from imagetasks_server.listening import Listening, listen
 from imagetasks_server.members import Member
 from imagetasks_server.observation import measured, traced
 from imagetasks_server.probe import ask
-from imagetasks_server.reload import Reload
+from imagetasks_server.reload import Preparation, Reload
 from imagetasks_server.roster import Lister, Roster
 from imagetasks_server.sandbox import sandbox
 from imagetasks_server.stopping import Signals
 from imagetasks_server.targets import Targets
 from imagetasks_server.telemetry import Event, configure_log
 from imagetasks_server.tls import Certificates, Files, load_certificate
+from imagetasks_server.token_command import hash_token
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # C-core's own lines would stand among ours, one for each handshake that fails.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = parser().parse_args(argv)
+    if arguments.command == "hash-token":
+        return hash_token(sys.stdin)
     try:
         return _command(arguments)
     except ConfigError as error:
@@ -141,7 +144,14 @@ async def _serve(
         roster = Roster(settings.accounts, await _organizations(aws, settings), changed)
         with _said_by_key():
             await roster.begin()
-        await stack.enter_async_context(measured(settings, gateway, lambda: roster.organizations))
+        await stack.enter_async_context(
+            measured(
+                settings,
+                gateway,
+                lambda: roster.organizations,
+                lambda: certificates.expires_at if certificates else None,
+            )
+        )
         listening = await listen(settings, gateway, certificates)
         stack.push_async_callback(listening.drain, gateway, settings.drain_seconds)
         await stack.enter_async_context(roster.refreshing())
@@ -157,11 +167,19 @@ async def _serve(
             settings,
             lambda: use(read()),
             functools.partial(_replace, aws, roster),
-            [certificates.prepare] if certificates else [],
+            [*([certificates.prepare] if certificates else []), _permitting(gateway)],
+            follows=("callers", "anonymous", "jwt"),
         )
         for lasting in (warm_and_look_after(), reload.heed(signals.reload)):
             stack.callback(asyncio.create_task(lasting).cancel)
         await signals.stop.wait()
+
+
+def _permitting(gateway: Gateway) -> Preparation:
+    def prepare(settings: Settings) -> Callable[[], None]:
+        return functools.partial(gateway.permit, settings)
+
+    return prepare
 
 
 def _certificates(settings: Settings) -> Certificates | None:

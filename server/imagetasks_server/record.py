@@ -108,10 +108,17 @@ class Record:
         """Who calls. The peer, until it is known who that is."""
         return self._caller
 
-    @caller.setter
-    def caller(self, name: str) -> None:
-        self._caller = name
-        self.tally.payer = self._records.metrics.label_of(name)
+    def identified(self, caller: str, entry: str) -> None:
+        """It is known who calls; both are empty where nobody is asked.
+
+        Args:
+            caller: Whom the log names.
+            entry: The caller's name in the configuration: whom the metrics name.
+        """
+        if caller:
+            self._caller = caller
+        if entry:
+            self.tally.payer = self._records.metrics.label_of(entry)
 
     @property
     def trailing_metadata(self) -> tuple[tuple[str, str], ...]:

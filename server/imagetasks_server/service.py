@@ -11,6 +11,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.access import Access
 from imagetasks_server.answers import Answers, Place
 from imagetasks_server.clock import Clock, timestamp
 from imagetasks_server.errors import InvalidRequest
@@ -47,11 +48,13 @@ class Call:
         deadline: Unix seconds at which the answer must be there.
         caller: Who calls.
         tally: Told in the call's record.
+        access: What it may see, now and while the call lasts.
     """
 
     deadline: float
     caller: str = ""
     tally: Tally = dataclasses.field(default_factory=Tally)
+    access: Access = dataclasses.field(default_factory=Access)
 
 
 class Service:
@@ -100,11 +103,18 @@ class Service:
         token = PageToken.decode(request.next_token, print_) if request.next_token else None
         floor = token.floor if token else None
         question = self._question(selection, request, call, not_before=floor)
-        resolution = await self._targets.resolve(request.accounts, request.regions)
-        call.tally.asks(resolution.targets)
-        if request.dry_run:
-            return await self._answers.permissions(question, resolution)
-        return await self._answers.describe(question, Place(print_, page_size, token), resolution)
+        place = Place(print_, page_size, token)
+        while True:
+            permission = call.access.permission
+            resolution = await self._targets.resolve(request.accounts, request.regions, permission=permission)
+            call.tally.asks(resolution.targets)
+            if request.dry_run:
+                answer = await self._answers.permissions(question, resolution)
+            else:
+                answer = await self._answers.describe(question, place, resolution)
+            # What may be seen may have become less, or more, while it was read.
+            if call.access.permission is permission:
+                return answer
 
     def stream_store_image_tasks(
         self, request: pb.StreamStoreImageTasksRequest, call: Call
@@ -115,7 +125,9 @@ class Service:
     async def list_targets(self, request: pb.ListTargetsRequest, call: Call) -> pb.ListTargetsResponse:
         """The targets and how the gateway stands with each."""
         _check_names(request.accounts, request.regions)
-        resolution = await self._targets.resolve(request.accounts, request.regions)
+        resolution = await self._targets.resolve(
+            request.accounts, request.regions, permission=call.access.permission
+        )
         call.tally.asks(resolution.targets)
         states = [self._state(target) for target in resolution.targets]
         states += [
@@ -131,7 +143,9 @@ class Service:
         """A snapshot, then changes."""
         asked = _asked(request.selector)
         token = ResumeToken.decode(request.resume_token, asked.fingerprint) if request.resume_token else None
-        return self._watching.watch(asked, token, require_resume=request.require_resume, tally=call.tally)
+        return self._watching.watch(
+            asked, token, call.access, require_resume=request.require_resume, tally=call.tally
+        )
 
     async def wait_store_image_tasks(
         self, request: pb.WaitStoreImageTasksRequest, call: Call
@@ -143,6 +157,7 @@ class Service:
             until = min(until, now + _seconds("timeout", request.timeout))
         return await self._waiting.wait(
             _asked(request.selector),
+            call.access,
             until=until,
             wait_for_appearance=request.wait_for_appearance,
             tally=call.tally,
@@ -155,9 +170,12 @@ class Service:
         selection = selector_selection(selector)
         _check_names(selector.accounts, selector.regions, "selector.")
         question = self._question(selection, request, call)
-        resolution = await self._targets.resolve(selector.accounts, selector.regions)
+        resolution = await self._targets.resolve(
+            selector.accounts, selector.regions, permission=call.access.permission
+        )
         call.tally.asks(resolution.targets)
-        async with contextlib.aclosing(self._answers.stream(question, resolution)) as messages:
+        answering = self._answers.stream(question, resolution, call.access)
+        async with contextlib.aclosing(answering) as messages:
             async for message in messages:
                 yield message
 

@@ -17,7 +17,8 @@ import structlog
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.clock import Clock
-from imagetasks_server.errors import Error, NotFound, Unavailable
+from imagetasks_server.errors import Error, NotFound, PermissionDenied, Unavailable
+from imagetasks_server.permission import EVERYTHING, Permission
 from imagetasks_server.telemetry import Event
 
 log = structlog.get_logger()
@@ -261,22 +262,35 @@ class Targets:
             await asyncio.wait(unknown, timeout=seconds)
 
     async def resolve(
-        self, accounts: Sequence[str], regions: Sequence[str], *, wait: bool = True
+        self,
+        accounts: Sequence[str],
+        regions: Sequence[str],
+        *,
+        wait: bool = True,
+        permission: Permission = EVERYTHING,
     ) -> Resolution:
-        """The existing pairs of these accounts and Regions; empty: all.
+        """The existing pairs of these accounts and Regions that may be seen; empty: all.
+
+        What may not be seen is as if it did not exist.
 
         Args:
             accounts: Names.
             regions: Names.
             wait: For accounts about which nothing is known yet; else they count as failed so far.
+            permission: What the caller may see.
 
         Raises:
             NotFound: An account does not exist, or none of the accounts has one of the Regions.
+            PermissionDenied: The caller may see nothing at all.
+            Unavailable: It is not known yet which accounts there are that the caller may see.
         """
+        seen = [name for name in (*self._discoveries, *self._unlisted) if permission.sees_account(name)]
+        if not seen and not permission.is_everything:
+            raise self._nothing_to_see()
         for name in accounts:
-            if name not in self._discoveries and name not in self._unlisted:
-                raise self._no_account(name)
-        names = sorted(set(accounts)) or [*self._discoveries, *self._unlisted]
+            if name not in seen:
+                raise self._no_account(name, permission)
+        names = sorted(set(accounts)) or seen
         unlisted = self._unlisted
         discoveries = [self._discoveries[name] for name in names if name in self._discoveries]
         await self._wait_for(discoveries, self._timeout if wait else 0.0)
@@ -284,9 +298,11 @@ class Targets:
         failed = [(Target(name, ""), unlisted[name]) for name in names if name in unlisted]
         for known in discoveries:
             if known.is_known:
-                targets.extend(known.targets)
+                targets.extend(each for each in known.targets if permission.allows(each.account, each.region))
             else:
                 failed.append((Target(known.name, ""), known.error or _still_out(known.name)))
+        if not targets and not failed and not self._may_see_more(seen, permission):
+            raise self._nothing_to_see()
         if regions:
             found = {target.region for target in targets}
             for region in regions:
@@ -324,11 +340,35 @@ class Targets:
         for each in self._discoveries.values():
             await each.close()
 
-    def _no_account(self, name: str) -> Error:
-        # While an organization is not listed, any account may be one of its.
-        for error in self._unlisted.values():
-            return error
+    def _may_see_more(self, seen: Sequence[str], permission: Permission) -> bool:
+        """Whether a caller sees something of these accounts, or may when more is known of them."""
+        if permission.is_everything:
+            return True
+        discoveries = [self._discoveries[name] for name in seen if name in self._discoveries]
+        if len(discoveries) < len(seen) or not all(each.is_known for each in discoveries):
+            return True
+        return any(
+            permission.allows(target.account, target.region)
+            for each in discoveries
+            for target in each.targets
+        )
+
+    def _nothing_to_see(self) -> Error:
+        # While an organization is not listed, any account may be one of its; its name is nobody's business.
+        if self._unlisted:
+            return _still_unlisted()
+        return PermissionDenied("NO_TARGETS", "this caller may see no account")
+
+    def _no_account(self, name: str, permission: Permission) -> Error:
+        if permission.sees_account(name):
+            for organization, error in self._unlisted.items():
+                return error if permission.sees_account(organization) else _still_unlisted()
+        # The same words whether there is none or it may not be seen.
         return NotFound("UNKNOWN_ACCOUNT", f"There is no account {name!r}", account=name)
+
+
+def _still_unlisted() -> Error:
+    return Unavailable("AWS_TIMEOUT", "AWS has not yet told which accounts there are")
 
 
 def _still_out(account: str) -> Error:

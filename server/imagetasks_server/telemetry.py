@@ -29,6 +29,8 @@ class Event(enum.StrEnum):
     RELOADED = "configuration read again"
     RELOAD_REFUSED = "configuration cannot be used, the one before stays"
     RELOAD_INCOMPLETE = "a setting that has changed needs a restart"
+    KEYS_FAILED = "keys for tokens cannot be fetched"
+    KEYS_FETCHED = "keys for tokens fetched"
     UNCLASSIFIED = "AWS error is not classified"
     SANDBOX_ENDED = "sandbox ended by itself"
 

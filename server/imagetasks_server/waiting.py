@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.access import Access
 from imagetasks_server.clock import Clock, timestamp
 from imagetasks_server.errors import DeadlineExceeded, Error
-from imagetasks_server.follow import Followed, Subscription
+from imagetasks_server.follow import Followed, Group, Subscription
 from imagetasks_server.followers import Followers
 from imagetasks_server.selection import Selection
 from imagetasks_server.tally import Tally
@@ -38,37 +39,55 @@ class Waiting:
         self._targets = targets
         self._clock = clock
 
-    async def wait(self, asked: Asked, *, until: float, wait_for_appearance: bool, tally: Tally) -> Response:
+    async def wait(
+        self, asked: Asked, access: Access, *, until: float, wait_for_appearance: bool, tally: Tally
+    ) -> Response:
         """Return when all has ended, or say why not.
 
         Args:
             asked: Which tasks.
+            access: What the caller may see.
             until: Unix seconds at which to give up.
             wait_for_appearance: That nothing matches is no answer yet.
             tally: The call's.
         """
         began = self._clock()
-        resolution = await self._targets.resolve(asked.accounts, asked.regions)
+        permission = access.permission
+        resolution = await self._targets.resolve(asked.accounts, asked.regions, permission=permission)
         tally.asks(resolution.targets)
-        with self._followers.subscription(
-            asked.selection, resolution.targets, not_before=began
-        ) as subscription:
+        with (
+            self._followers.subscription(
+                asked.selection, resolution.targets, not_before=began
+            ) as subscription,
+            access.listening(subscription.wake),
+        ):
             while True:
                 reason = self._reason(asked, subscription, resolution, began, appear=wait_for_appearance)
                 if reason is None and self._clock() >= until:
                     reason = Response.REASON_TIMEOUT
-                if reason is not None:
+                if reason is not None and access.permission is permission:
                     return _response(asked.selection, subscription.followed, resolution, began, reason)
-                if not resolution.failed:
-                    await subscription.moved(until - self._clock())
-                    continue
-                # What could not be found out is tried again, and followed when it is.
-                await subscription.moved(min(RETRY_AFTER, until - self._clock()))
-                resolution = await self._targets.resolve(asked.accounts, asked.regions, wait=False)
-                known = {each.target for each in subscription.followed}
-                for target in resolution.targets:
-                    if target not in known:
-                        subscription.follow(target, self._followers.registry.of(target))
+                if access.permission is permission:
+                    seconds = until - self._clock()
+                    # What could not be found out is tried again, and followed when it is.
+                    await subscription.moved(min(RETRY_AFTER, seconds) if resolution.failed else seconds)
+                if resolution.failed or access.permission is not permission:
+                    permission = access.permission
+                    resolution = await self._targets.resolve(
+                        asked.accounts, asked.regions, wait=False, permission=permission
+                    )
+                    self._retarget(subscription, resolution)
+
+    def _retarget(self, subscription: Subscription, resolution: Resolution) -> None:
+        """Follow what came, and no more what went."""
+        known = {each.target for each in subscription.followed}
+        for target in resolution.targets:
+            if target not in known:
+                subscription.follow(target, self._followers.registry.of(target))
+        unknown = {target.account for target, _ in resolution.failed}
+        for target in known.difference(resolution.targets):
+            if target.account not in unknown:
+                subscription.unfollow(target, Group())
 
     def _reason(
         self, asked: Asked, subscription: Subscription, resolution: Resolution, began: float, *, appear: bool

@@ -1,9 +1,11 @@
 """WatchStoreImageTasks: what a subscription's groups are on the wire, heartbeats, resuming, the end.
 
 A watch's targets are resolved anew as often as heartbeats come, however much there is to tell: an account
-or Region that came is followed with a snapshot of its own, one that went is taken back task by task.
+or Region that came is followed with a snapshot of its own, one that went is taken back task by task. So it
+is at once when the caller's permission changes.
 """
 
+import functools
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +14,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from google.protobuf.duration_pb2 import Duration
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.access import Access
 from imagetasks_server.clock import Clock, timestamp
 from imagetasks_server.errors import Error, OutOfRange
 from imagetasks_server.follow import Change, Group, Place, Subscription
 from imagetasks_server.followers import Followers
 from imagetasks_server.metrics import Metrics
+from imagetasks_server.permission import Permission
 from imagetasks_server.poller import Rhythm
 from imagetasks_server.selection import Selection
 from imagetasks_server.tally import Tally
@@ -48,6 +52,19 @@ class Asked:
     accounts: Sequence[str]
     regions: Sequence[str]
     fingerprint: str
+
+    def of(self, resolution: Resolution) -> Resolution:
+        """What is asked for, of this."""
+        return Resolution(
+            tuple(each for each in resolution.targets if self._means(each)),
+            tuple(each for each in resolution.failed if self._means(each[0])),
+        )
+
+    def _means(self, target: Target) -> bool:
+        if self.accounts and target.account not in self.accounts:
+            return False
+        # A whole account may have any Region.
+        return not self.regions or not target.region or target.region in self.regions
 
 
 class Watching:
@@ -89,15 +106,19 @@ class Watching:
         self._shared = _Shared()
 
     async def watch(
-        self, asked: Asked, token: ResumeToken | None, *, require_resume: bool, tally: Tally
+        self, asked: Asked, token: ResumeToken | None, access: Access, *, require_resume: bool, tally: Tally
     ) -> AsyncGenerator[Response]:
-        """A snapshot, then changes, until the caller leaves, the watch is too old or the process stops.
+        """A snapshot, then changes, until the caller leaves or the gateway says goodbye.
+
+        It does so when its process stops, when the watch is too old, when the caller's credential expires.
 
         Raises:
-            Error: The targets cannot be resolved, or the token cannot be continued and must be.
+            Error: The targets cannot be resolved, or the token cannot be continued and must be; or nothing
+                may be seen any more of what was asked for.
         """
         ends_at = self._clock() + self._lifetime()
-        resolution = await self._targets.resolve(asked.accounts, asked.regions)
+        permission = access.permission
+        resolution = await self._targets.resolve(asked.accounts, asked.regions, permission=permission)
         # Taken now: a caller may be long in reading even the first message.
         resolved_at = self._clock()
         tally.asks(resolution.targets)
@@ -105,29 +126,30 @@ class Watching:
         if covered is None and token is not None and require_resume:
             raise OutOfRange("RESUME_TOKEN_EXPIRED", "the resume_token cannot be continued here")
         yield self._started(resolution, resumed=covered is not None)
-        with self._followers.subscription(
-            asked.selection,
-            resolution.targets,
-            not_before=self._clock() - self._rhythm.busy,
-            revision=token.revision if token is not None and covered is not None else 0,
-            covered=covered or (),
-        ) as subscription:
+        with (
+            self._followers.subscription(
+                asked.selection,
+                resolution.targets,
+                not_before=self._clock() - self._rhythm.busy,
+                revision=token.revision if token is not None and covered is not None else 0,
+                covered=covered or (),
+            ) as subscription,
+            access.listening(subscription.wake),
+        ):
             line = _Line(self._epoch, asked.fingerprint, subscription, self._shared)
-            if token is not None and (covered is None or token.uncovered):
-                # All, or what the caller holds a part of.
-                yield line.reset(() if covered is None else line.uncovered())
-            for message in line.failures(resolution):
+            for message in (*line.resets(token, covered), *line.failures(resolution)):
                 yield message
             heard_at = self._clock()
-            while not self._followers.draining and self._clock() < ends_at:
+            while (goodbye := self._goodbye(access, ends_at)) is None:
                 messages: list[Response] = []
-                if self._clock() >= resolved_at + self._heartbeat:
-                    # Without waiting: an account that cannot be found out delays no news of the others.
-                    resolution = await self._targets.resolve(asked.accounts, asked.regions, wait=False)
+                ended: Error | None = None
+                if access.permission is not permission or self._clock() >= resolved_at + self._heartbeat:
+                    permission = access.permission
+                    resolution, ended = await self._again(asked, permission)
                     resolved_at = self._clock()
                     tally.asks(resolution.targets)
                     # Before anything else is told: what has ended is told no more of.
-                    lost = line.retarget(resolution, self._followers)
+                    lost = line.retarget(resolution, permission, self._followers)
                     messages += [*line.failures(resolution), *line.messages(lost)]
                 group, news = line.news()
                 messages += news
@@ -137,13 +159,35 @@ class Watching:
                     yield message
                     heard_at = self._clock()
                 self._told(group, tally)
+                if ended is not None:
+                    raise ended
                 if not messages:
-                    due = min(heard_at, resolved_at) + self._heartbeat
-                    await subscription.moved(min(due, ends_at) - self._clock())
-            draining = self._followers.draining
-            yield line.closing(
-                Response.Closing.REASON_DRAINING if draining else Response.Closing.REASON_MAX_AGE
-            )
+                    due = min(
+                        heard_at + self._heartbeat, resolved_at + self._heartbeat, access.expires, ends_at
+                    )
+                    await subscription.moved(due - self._clock())
+            yield line.closing(goodbye)
+
+    def _goodbye(self, access: Access, ends_at: float) -> "Response.Closing.Reason.ValueType | None":
+        """Why the watch ends now; None if it goes on."""
+        if self._followers.draining:
+            return Response.Closing.REASON_DRAINING
+        if access.has_expired(self._clock):
+            return Response.Closing.REASON_CREDENTIAL_EXPIRED
+        return Response.Closing.REASON_MAX_AGE if self._clock() >= ends_at else None
+
+    async def _again(self, asked: Asked, permission: Permission) -> tuple[Resolution, Error | None]:
+        """What is meant now, and why the watch must end once that was told: nothing is left."""
+        # Without waiting: an account that cannot be found out delays no news of the others.
+        resolve = functools.partial(self._targets.resolve, wait=False, permission=permission)
+        try:
+            return await resolve(asked.accounts, asked.regions), None
+        except Error as error:
+            try:
+                left = asked.of(await resolve((), ()))
+            except Error:
+                left = Resolution(())
+            return left, None if left.targets or left.failed else error
 
     def _told(self, group: Group, tally: Tally) -> None:
         """All messages of a group have been taken by gRPC."""
@@ -254,13 +298,15 @@ class _Line:
         for followed, error in group.statuses:
             yield _status(followed.target, error, followed.tracked.view.read_time)
 
-    def retarget(self, resolution: Resolution, followers: Followers) -> Group:
+    def retarget(self, resolution: Resolution, permission: Permission, followers: Followers) -> Group:
         """Follow what came, take back what went."""
         subscription = self._subscription
         before = {each.target for each in subscription.followed}
         # A discovery that failed takes nothing away.
         failed = {target.account for target, _ in resolution.failed}
-        wanted = set(resolution.targets) | {target for target in before if target.account in failed}
+        kept = {each for each in before if each.account in failed}
+        kept = {each for each in kept if permission.allows(each.account, each.region)}
+        wanted = set(resolution.targets) | kept
         for target in wanted - before:
             subscription.follow(target, followers.registry.of(target))
         if wanted != before:
@@ -279,6 +325,12 @@ class _Line:
         news += [_status(target, None, None) for target in self._failed if target not in failed]
         self._failed = failed
         return news
+
+    def resets(self, token: ResumeToken | None, covered: Sequence[Target] | None) -> list[Response]:
+        """What the caller must forget at the start: all, or what it holds a part of."""
+        if token is None or (covered is not None and not token.uncovered):
+            return []
+        return [self.reset(() if covered is None else self.uncovered())]
 
     def reset(self, targets: Iterable[Target]) -> Response:
         return Response(reset=Response.Reset(targets=[target.message() for target in targets]))

@@ -33,6 +33,22 @@ def test_its_configuration_is_good(tmp_path: Path) -> None:
     assert "account production: arn:aws:iam::123456789012:role/imagetasks" in done.stdout
 
 
+def test_the_configuration_of_callers_is_good(tmp_path: Path) -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    (configured,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    config = tmp_path / "gateway.toml"
+    config.write_text(configured)
+    done = subprocess.run(
+        [COMMANDS / "imagetasks-server", "--config", config, "--check-config"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "caller dashboard: accounts prod-*; Regions eu-*, us-east-1" in done.stdout
+    assert "without a credential: accounts sandbox" in done.stdout
+
+
 def test_its_python_prints_tasks() -> None:
     with gateway("--sandbox") as running:
         program = block("python").replace("127.0.0.1:50051", running.address)

@@ -41,6 +41,9 @@ PROVEN: set[str] = set()
 ELSEWHERE = {
     "accounts": "test_account_settings",
     "organizations": "test_organizations",
+    "callers": "test_callers",
+    "anonymous": "test_callers",
+    "jwt": "test_jwks",
 }
 AMPLE = {"capacity": 1e6, "refill": 1e6, "initial": 1e6}
 REGION = "eu-central-1"

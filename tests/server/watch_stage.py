@@ -9,6 +9,7 @@ from fake_ec2 import FakeWorld
 from virtual import VirtualClock, run
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.access import Access
 from imagetasks_server.assembly import assemble
 from imagetasks_server.config import Settings
 from imagetasks_server.service import Call
@@ -89,21 +90,29 @@ class Stage:
     def restart(self) -> None:
         self.gateway = assemble(Settings(**self.settings), self.world.accounts, self.clock)
 
-    async def watch(self, *, resume: str = "", require: bool = False, **selector: Any) -> Watcher:
+    async def watch(
+        self, *, resume: str = "", require: bool = False, access: Access | None = None, **selector: Any
+    ) -> Watcher:
         request = pb.WatchStoreImageTasksRequest(
             selector=pb.TaskSelector(**selector), resume_token=resume, require_resume=require
         )
-        events = self.gateway.service.watch_store_image_tasks(request, Call(FOREVER))
+        events = self.gateway.service.watch_store_image_tasks(
+            request, Call(FOREVER, access=access or Access())
+        )
         watcher = Watcher(events)
         self._open.push_async_callback(watcher.close)
         return watcher
 
-    async def wait(self, seconds: int = 1000, *, appear: bool = False, **selector: Any) -> Any:
+    async def wait(
+        self, seconds: int = 1000, *, appear: bool = False, access: Access | None = None, **selector: Any
+    ) -> Any:
         request = pb.WaitStoreImageTasksRequest(
             selector=pb.TaskSelector(**selector), wait_for_appearance=appear
         )
         request.timeout.FromSeconds(seconds)
-        return await self.gateway.service.wait_store_image_tasks(request, Call(FOREVER))
+        return await self.gateway.service.wait_store_image_tasks(
+            request, Call(FOREVER, access=access or Access())
+        )
 
     async def close(self) -> None:
         await self._open.aclose()

@@ -5,6 +5,7 @@ UNAVAILABLE is tried again (a stream only before its first message). RESOURCE_EX
 that EC2's allowance is spent, and retrying would spend more of it.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import grpc
 
 DEFAULT_ENDPOINT = "127.0.0.1:50051"
 ENDPOINT_VARIABLE = "IMAGETASKS_ENDPOINT"
+TOKEN_VARIABLE = "IMAGETASKS_TOKEN"  # noqa: S105  # its name
 
 # Bytes in one message. A page ends at 2 MiB; the answer to a wait has all its tasks in one.
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -169,6 +171,41 @@ def metadata(token: Token | None) -> tuple[tuple[str, str], ...]:
     if token is None:
         return ()
     return (("authorization", f"Bearer {token if isinstance(token, str) else token()}"),)
+
+
+def chosen_token(path: str | None) -> Token | None:
+    """The bearer token of a file, else of IMAGETASKS_TOKEN, else None.
+
+    The file is read anew for each call: who renews a token writes it there. While it cannot be read, the last
+    one is sent.
+
+    Raises:
+        ValueError: What is there is no bearer token.
+        OSError: The file cannot be read.
+    """
+    if path is None:
+        token = os.environ.get(TOKEN_VARIABLE)
+        return _checked(token, TOKEN_VARIABLE) if token else None
+
+    def read() -> str:
+        return _checked(Path(path).read_text(encoding="utf-8"), path)
+
+    last = read()
+
+    def newest() -> str:
+        nonlocal last
+        with contextlib.suppress(OSError, ValueError):
+            last = read()
+        return last
+
+    return newest
+
+
+def _checked(text: str, where: str) -> str:
+    token = text.strip()
+    if not token or not token.isascii() or not token.isprintable():
+        raise ValueError(f"{where} does not hold a bearer token")
+    return token
 
 
 def _is_loopback(host: str) -> bool:

@@ -4,7 +4,7 @@
     ├── InvalidArgumentError      INVALID_ARGUMENT: field_violations names the field
     ├── NotFoundError             NOT_FOUND: no such account, Region or AMI
     ├── PermissionDeniedError     PERMISSION_DENIED: the caller, or the gateway's AWS identity, may not
-    ├── UnauthenticatedError      UNAUTHENTICATED: no or a wrong bearer token
+    ├── UnauthenticatedError      UNAUTHENTICATED: no credential, or one not believed
     ├── FailedPreconditionError   FAILED_PRECONDITION: somebody has to change something first
     ├── OutOfRangeError           OUT_OF_RANGE: a resume token cannot be continued
     ├── AbortedError              ABORTED: a target left out of a listing
@@ -109,7 +109,7 @@ class PermissionDeniedError(Error):
 
 
 class UnauthenticatedError(Error):
-    """The bearer token is missing, wrong or expired."""
+    """The credential (bearer token or client certificate) is missing, not believed, or expired."""
 
 
 class FailedPreconditionError(Error):

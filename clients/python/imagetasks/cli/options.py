@@ -5,7 +5,6 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import cast
 
 from imagetasks import blocking, channel, cli, requests
@@ -58,7 +57,11 @@ def parser(command: str, description: str, epilog: str) -> argparse.ArgumentPars
     gateway.add_argument("--ca-bundle", metavar="FILE", help="certificates to trust, PEM")
     gateway.add_argument("--client-certificate", metavar="FILE", help="for mutual TLS, PEM")
     gateway.add_argument("--client-key", metavar="FILE", help="the certificate's private key, PEM")
-    gateway.add_argument("--token-file", metavar="FILE", help="a file with the bearer token to send")
+    gateway.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help=f"a file with the bearer token to send (default: {channel.TOKEN_VARIABLE})",
+    )
     return made
 
 
@@ -109,7 +112,7 @@ def client(made: argparse.ArgumentParser, chosen: argparse.Namespace) -> Iterato
         SystemExit: With USAGE if the options do not fit together, with CALL_FAILED if a call failed.
     """
     try:
-        token = None if chosen.token_file is None else _token(chosen.token_file)
+        token = channel.chosen_token(chosen.token_file)
         connected = blocking.connect(
             chosen.endpoint_url,
             token=token,
@@ -164,10 +167,3 @@ def _not_negative(text: str) -> float:
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return number
-
-
-def _token(path: str) -> str:
-    token = Path(path).read_text(encoding="utf-8").strip()
-    if not token.isascii() or not token.isprintable() or not token:
-        raise ValueError(f"{path} does not hold a bearer token")
-    return token

@@ -8,8 +8,16 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
-from imagetasks.errors import Error, UnavailableError, from_status
+from imagetasks.errors import Error, UnauthenticatedError, UnavailableError, from_status
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+
+_HINTS = {
+    "CREDENTIAL_MISSING": "send one with --token-file, IMAGETASKS_TOKEN, or --client-certificate and "
+    "--client-key",
+    "CREDENTIAL_INVALID": "is it this gateway's, and still permitted? It comes from --token-file, else "
+    "IMAGETASKS_TOKEN, else --client-certificate",
+    "CREDENTIAL_EXPIRED": "get a new one, and put it where --token-file or IMAGETASKS_TOKEN has it",
+}
 
 
 def printable(text: str) -> str:
@@ -49,6 +57,8 @@ def explain(error: Error, endpoint: str) -> str:
     ]
     if error.omitted_target_failures:
         sentences.append(f"and {error.omitted_target_failures} more")
+    if isinstance(error, UnauthenticatedError):
+        sentences.append(_HINTS.get(error.reason, _HINTS["CREDENTIAL_MISSING"]))
     return printable(f"{'; '.join(sentences)} ({', '.join(facts)})")
 
 

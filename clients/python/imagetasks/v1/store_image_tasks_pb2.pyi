@@ -188,6 +188,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: the gateway has as much to do for all callers together as
     it can; RetryInfo says when to come back, to it or to another.
     """
+    ERROR_REASON_CREDENTIAL_MISSING: _ErrorReason.ValueType  # 24
+    """UNAUTHENTICATED: a credential is needed, and none was sent."""
+    ERROR_REASON_CREDENTIAL_INVALID: _ErrorReason.ValueType  # 25
+    """UNAUTHENTICATED: the credential is not believed."""
+    ERROR_REASON_CREDENTIAL_EXPIRED: _ErrorReason.ValueType  # 26
+    """UNAUTHENTICATED: the credential has expired."""
+    ERROR_REASON_CALLER_UNKNOWN: _ErrorReason.ValueType  # 27
+    """PERMISSION_DENIED: the credential is good, and nothing is permitted to whom it names."""
+    ERROR_REASON_METHOD_NOT_PERMITTED: _ErrorReason.ValueType  # 28
+    """PERMISSION_DENIED: this caller may not call this method."""
+    ERROR_REASON_KEYS_UNAVAILABLE: _ErrorReason.ValueType  # 29
+    """UNAVAILABLE: the keys that the credential must be checked with cannot be had now."""
     ERROR_REASON_AWS_THROTTLED: _ErrorReason.ValueType  # 32
     """RESOURCE_EXHAUSTED: EC2 throttled the gateway."""
     ERROR_REASON_AWS_UNAUTHORIZED_OPERATION: _ErrorReason.ValueType  # 33
@@ -280,6 +292,18 @@ ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 21
 """RESOURCE_EXHAUSTED: the gateway has as much to do for all callers together as
 it can; RetryInfo says when to come back, to it or to another.
 """
+ERROR_REASON_CREDENTIAL_MISSING: ErrorReason.ValueType  # 24
+"""UNAUTHENTICATED: a credential is needed, and none was sent."""
+ERROR_REASON_CREDENTIAL_INVALID: ErrorReason.ValueType  # 25
+"""UNAUTHENTICATED: the credential is not believed."""
+ERROR_REASON_CREDENTIAL_EXPIRED: ErrorReason.ValueType  # 26
+"""UNAUTHENTICATED: the credential has expired."""
+ERROR_REASON_CALLER_UNKNOWN: ErrorReason.ValueType  # 27
+"""PERMISSION_DENIED: the credential is good, and nothing is permitted to whom it names."""
+ERROR_REASON_METHOD_NOT_PERMITTED: ErrorReason.ValueType  # 28
+"""PERMISSION_DENIED: this caller may not call this method."""
+ERROR_REASON_KEYS_UNAVAILABLE: ErrorReason.ValueType  # 29
+"""UNAVAILABLE: the keys that the credential must be checked with cannot be had now."""
 ERROR_REASON_AWS_THROTTLED: ErrorReason.ValueType  # 32
 """RESOURCE_EXHAUSTED: EC2 throttled the gateway."""
 ERROR_REASON_AWS_UNAUTHORIZED_OPERATION: ErrorReason.ValueType  # 33

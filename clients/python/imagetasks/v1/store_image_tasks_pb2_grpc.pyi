@@ -56,6 +56,12 @@ class StoreImageTaskServiceStub:
     Region that none of the accounts has, an unknown account and an account the
     caller may not see are all NOT_FOUND. A caller who may see nothing at all gets
     PERMISSION_DENIED.
+
+    Who calls. A client certificate, or metadata "authorization: Bearer <token>",
+    says who. Each method may fail with UNAUTHENTICATED (no credential, or none
+    that is believed) and with PERMISSION_DENIED (nothing is permitted to this
+    caller, or not this method), also while it runs: when the credential expires,
+    or the permission is taken back.
     """
 
     @_typing.overload
@@ -100,6 +106,10 @@ class StoreImageTaskServiceStub:
     While anybody watches, the gateway reads the targets by itself, once for all
     watchers.
 
+    When the caller's credential expires, `closing` says so and the stream ends
+    with OK: open it again with a new one. When its permission becomes less, the
+    tasks that it may no longer see are removed (ACCESS_ENDED).
+
     Errors: as of StreamStoreImageTasks; OUT_OF_RANGE if require_resume is set and
     the token is too old or of another gateway process; UNAVAILABLE when the
     stream must be opened again.
@@ -137,6 +147,12 @@ class StoreImageTaskServiceAsyncStub(StoreImageTaskServiceStub):
     Region that none of the accounts has, an unknown account and an account the
     caller may not see are all NOT_FOUND. A caller who may see nothing at all gets
     PERMISSION_DENIED.
+
+    Who calls. A client certificate, or metadata "authorization: Bearer <token>",
+    says who. Each method may fail with UNAUTHENTICATED (no credential, or none
+    that is believed) and with PERMISSION_DENIED (nothing is permitted to this
+    caller, or not this method), also while it runs: when the credential expires,
+    or the permission is taken back.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -178,6 +194,10 @@ class StoreImageTaskServiceAsyncStub(StoreImageTaskServiceStub):
     While anybody watches, the gateway reads the targets by itself, once for all
     watchers.
 
+    When the caller's credential expires, `closing` says so and the stream ends
+    with OK: open it again with a new one. When its permission becomes less, the
+    tasks that it may no longer see are removed (ACCESS_ENDED).
+
     Errors: as of StreamStoreImageTasks; OUT_OF_RANGE if require_resume is set and
     the token is too old or of another gateway process; UNAVAILABLE when the
     stream must be opened again.
@@ -214,6 +234,12 @@ class StoreImageTaskServiceServicer(metaclass=_abc_1.ABCMeta):
     Region that none of the accounts has, an unknown account and an account the
     caller may not see are all NOT_FOUND. A caller who may see nothing at all gets
     PERMISSION_DENIED.
+
+    Who calls. A client certificate, or metadata "authorization: Bearer <token>",
+    says who. Each method may fail with UNAUTHENTICATED (no credential, or none
+    that is believed) and with PERMISSION_DENIED (nothing is permitted to this
+    caller, or not this method), also while it runs: when the credential expires,
+    or the permission is taken back.
     """
 
     @_abc_1.abstractmethod
@@ -270,6 +296,10 @@ class StoreImageTaskServiceServicer(metaclass=_abc_1.ABCMeta):
         skipped when a caller reads slowly; that a task ended is never skipped.
         While anybody watches, the gateway reads the targets by itself, once for all
         watchers.
+
+        When the caller's credential expires, `closing` says so and the stream ends
+        with OK: open it again with a new one. When its permission becomes less, the
+        tasks that it may no longer see are removed (ACCESS_ENDED).
 
         Errors: as of StreamStoreImageTasks; OUT_OF_RANGE if require_resume is set and
         the token is too old or of another gateway process; UNAVAILABLE when the

@@ -3,7 +3,6 @@
 import argparse
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
@@ -52,7 +51,7 @@ def connect(chosen: argparse.Namespace, own: argparse.Namespace) -> Connection:
     endpoint = channels.resolve(chosen.endpoint_url)
     url = f"{endpoint if '://' in endpoint else f'http://{endpoint}'}".rstrip("/") + "/"
     try:
-        token = _token(own.token_file) if own.token_file and chosen.sign_request else None
+        token = channels.chosen_token(own.token_file) if chosen.sign_request else None
         ca_bundle: str | bytes | None = None
         options: list[tuple[str, str | int]] = []
         if channels.Endpoint.parse(endpoint).tls:
@@ -88,10 +87,3 @@ def connect(chosen: argparse.Namespace, own: argparse.Namespace) -> Connection:
         metadata=channels.metadata(token),
         channel=channel,
     )
-
-
-def _token(path: str) -> str:
-    token = Path(path).read_text(encoding="utf-8").strip()
-    if not token or not token.isascii() or not token.isprintable():
-        raise ValueError(f"{path} does not hold a bearer token")
-    return token

@@ -1,0 +1,106 @@
+"""One call's permission while the call lasts: decided at its beginning, and anew when something changes."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+from imagetasks_server.clock import Clock
+from imagetasks_server.errors import Error, Unauthenticated
+from imagetasks_server.permission import EVERYTHING, Permission
+
+T = TypeVar("T")
+
+
+class Access:
+    """What a call may see now.
+
+    Args:
+        permission: What it may see.
+        caller: Whom the log names; empty: nobody was asked.
+        expires: Unix seconds at which its credential ends.
+
+    Attributes:
+        ended: Why it may see nothing any more.
+    """
+
+    def __init__(
+        self, permission: Permission = EVERYTHING, caller: str = "", expires: float = math.inf
+    ) -> None:
+        self.permission = permission
+        self.caller = caller
+        self.expires = expires
+        self.ended: Error | None = None
+        self._listeners: set[Callable[[], None]] = set()
+        self._guarded: asyncio.Task[Any] | None = None
+        self._is_cut = False
+
+    def decide(self, permission: Permission) -> None:
+        """From now on this is what it may see; who listens is told if that is news."""
+        if permission != self.permission:
+            self.permission = permission
+            self._tell()
+
+    def end(self, error: Error) -> None:
+        """From now on it may see nothing."""
+        if self.ended is not None:
+            return
+        self.ended = error
+        if self._guarded is not None:
+            self._is_cut = self._guarded.cancel()
+        self._tell()
+
+    def has_expired(self, clock: Clock) -> bool:
+        """Whether its credential has ended."""
+        return clock() >= self.expires
+
+    @contextlib.contextmanager
+    def listening(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Call this whenever something changes, as long as the context lasts."""
+        self._listeners.add(listener)
+        try:
+            yield
+        finally:
+            self._listeners.discard(listener)
+
+    @contextlib.contextmanager
+    def until_it_expires(self, clock: Clock) -> Iterator[None]:
+        """End it when its credential ends, as long as the context lasts."""
+        if self.expires == math.inf:
+            yield
+            return
+        timer = asyncio.get_running_loop().call_later(self.expires - clock(), lambda: self.end(expired()))
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    async def guard(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Do one step of the call, which is cut short when the access ends. One at a time.
+
+        Raises:
+            Error: The access has ended, or ends meanwhile.
+        """
+        if self.ended is not None:
+            raise self.ended.again()
+        # No asyncio.timeout: it would cost a watch more than all the rest of a message.
+        task = self._guarded = asyncio.current_task()
+        try:
+            return await step()
+        except asyncio.CancelledError:
+            # Whoever else cancels means what it says.
+            if self.ended is None or not self._is_cut or task is None or task.uncancel():
+                raise
+            raise self.ended.again() from None
+        finally:
+            self._guarded = None
+
+    def _tell(self) -> None:
+        for listener in tuple(self._listeners):
+            listener()
+
+
+def expired() -> Error:
+    """The credential was good once."""
+    return Unauthenticated("CREDENTIAL_EXPIRED", "the credential has expired")

@@ -1,0 +1,123 @@
+"""Who may come in: decided for each call before anything shared is looked at, and when that may change."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from cachetools import LRUCache
+
+from imagetasks_server.access import Access, expired
+from imagetasks_server.auth import (
+    ANONYMOUS,
+    Identity,
+    Key,
+    Policy,
+    Presented,
+    digest_of,
+    header_of,
+    invalid,
+    verified,
+)
+from imagetasks_server.clock import Clock
+from imagetasks_server.config import Settings
+from imagetasks_server.errors import Error
+from imagetasks_server.jwks import Jwks
+
+# JWTs whose signatures are remembered; about 1 KiB each.
+BELIEVED: Final = 1024
+
+
+class Gate:
+    """Decides who may come in.
+
+    Args:
+        settings: Who may.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._clock = clock
+        self._policy = _policy(settings)
+        self._keys = None if settings.jwt is None else Jwks(settings.jwt, clock)
+        self._inside: dict[Access, tuple[Identity, str]] = {}
+        self._retired: list[Jwks] = []
+        # A signature costs more than all the rest of a call.
+        self._believed: LRUCache[bytes, tuple[Key, object, Identity]] = LRUCache(BELIEVED)
+
+    def replace(self, settings: Settings) -> None:
+        """From now on these settings say who may. Every call under way is decided again, at once.
+
+        A JWT whose keys have changed meanwhile stays good until it expires.
+        """
+        before = self._policy.jwt
+        # The last good keys stay where their source does.
+        if (settings.jwt and settings.jwt.source) != (before and before.source):
+            if self._keys is not None:
+                self._retired.append(self._keys)
+            self._keys = None if settings.jwt is None else Jwks(settings.jwt, self._clock)
+        self._policy = _policy(settings)
+        for access, (identity, method) in tuple(self._inside.items()):
+            try:
+                access.decide(self._policy.permission(identity, method))
+            except Error as error:
+                access.end(error)
+
+    @contextlib.asynccontextmanager
+    async def admitted(self, read: Callable[[], Presented], method: str) -> AsyncIterator[Access]:
+        """A call's access, as long as the context lasts.
+
+        Args:
+            read: Gives what the call presents.
+            method: The method's name.
+
+        Raises:
+            Error: It may not come in.
+        """
+        identity = ANONYMOUS if self._policy.is_open else await self._identity(read())
+        # A connection outlives the certificate that it was opened with.
+        if self._clock() >= identity.expires:
+            raise expired()
+        permission = self._policy.permission(identity, method)
+        access = Access(permission, self._policy.name(identity, permission), identity.expires)
+        self._inside[access] = (identity, method)
+        try:
+            yield access
+        finally:
+            del self._inside[access]
+
+    async def close(self) -> None:
+        """End what fetches keys."""
+        for each in (*self._retired, self._keys):
+            if each is not None:
+                await each.close()
+
+    async def _identity(self, shown: Presented) -> Identity:
+        token, certificate = shown.token, shown.certificate
+        if token is None:
+            if certificate is None:
+                return ANONYMOUS
+            return Identity(certificate=certificate, expires=certificate.expires)
+        if (static := self._policy.static(token)) is not None:
+            return static
+        header = header_of(token)
+        keys, rules = self._keys, self._policy.jwt
+        if header is None or keys is None or rules is None or header.algorithm not in rules.algorithms:
+            raise invalid()
+        key = await keys.key(header)
+        digest = digest_of(token)
+        known = self._believed.get(digest)
+        # The very key: one that was withdrawn or exchanged proves nothing. Expiry is looked at each time.
+        if known is None or known[0] is not key or known[1] is not rules:
+            identity = verified(token, header, key, rules, self._clock())
+            known = self._believed[digest] = (key, rules, identity)
+        return known[2]
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        settings.callers,
+        settings.anonymous,
+        settings.jwt,
+        is_open=settings.is_open,
+        default_quota=settings.limits.default_quota,
+    )

@@ -1,0 +1,143 @@
+"""An issuer's public keys, from a file or a URL: fetched when needed, the last good ones kept.
+
+A call whose key is known never waits; keys that have become old are fetched again behind it. One whose key
+is not known waits for a fetch, if the last one is long enough ago; all who come meanwhile wait for the same.
+"""
+
+import asyncio
+import contextvars
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import aiohttp
+import structlog
+
+from imagetasks_server.auth import Header, Key, Keys, invalid
+from imagetasks_server.caller_settings import JwtSettings
+from imagetasks_server.clock import Clock
+from imagetasks_server.errors import Unavailable
+from imagetasks_server.telemetry import Event
+
+log = structlog.get_logger()
+
+MAX_BYTES: Final = 512 * 1024
+# A file costs nothing to look at: seconds after which that is done again.
+FILE_EVERY: Final = 2.0
+
+Fetch: TypeAlias = Callable[[], Awaitable[bytes]]
+
+
+class Jwks:
+    """The keys of one issuer.
+
+    Args:
+        rules: Where they are, and how often they may be fetched.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, rules: JwtSettings, clock: Clock) -> None:
+        self._clock = clock
+        self._timeout = rules.timeout
+        self._every, self._retry = rules.refresh, rules.retry
+        if rules.jwks_file is not None:
+            self._every, self._retry = min(self._every, FILE_EVERY), min(self._retry, FILE_EVERY)
+        self._fetch = _of(rules)
+        self._keys: Keys | None = None
+        self._text = b""
+        self._good_until = 0.0
+        self._next_try = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    async def key(self, header: Header) -> Key:
+        """The key that a token says it was signed with.
+
+        Raises:
+            Unauthenticated: The issuer has no such key.
+            Unavailable: No keys could be fetched so far.
+        """
+        key = self._keys.find(header) if self._keys is not None else None
+        if key is None or self._clock() >= self._good_until:
+            self._start()
+        if key is None and self._task is not None:
+            # It belongs to none of those who wait for it.
+            await asyncio.wait([self._task])
+            key = self._keys.find(header) if self._keys is not None else None
+        if self._keys is None:
+            raise Unavailable(
+                "KEYS_UNAVAILABLE",
+                "the keys that the token must be checked with cannot be had now",
+                retry_after=max(0.0, self._next_try - self._clock()),
+            )
+        if key is None:
+            raise invalid()
+        return key
+
+    async def close(self) -> None:
+        """End what runs."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _start(self) -> None:
+        if self._task is None and self._clock() >= self._next_try:
+            self._next_try = self._clock() + self._retry
+            self._task = asyncio.create_task(self._renew(), context=contextvars.Context())
+            self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error(Event.KEYS_FAILED, exc_info=error)
+
+    async def _renew(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                text = await self._fetch()
+            if self._keys is None or text != self._text:
+                # Else the keys stay the very same: signatures that were checked with them need not be again.
+                self._keys, self._text = Keys(text), text
+        except (OSError, ValueError, aiohttp.ClientError, TimeoutError) as error:
+            log.warning(Event.KEYS_FAILED, text=str(error) or type(error).__name__)
+            return
+        self._good_until = self._clock() + self._every
+        log.debug(Event.KEYS_FETCHED)
+
+
+def _of(rules: JwtSettings) -> Fetch:
+    url, path = rules.jwks_url, rules.jwks_file
+    if path is not None:
+        return lambda: asyncio.to_thread(_read, path)
+    assert url is not None
+    return lambda: _download(url)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        text = file.read(MAX_BYTES + 1)
+    _limit(text)
+    return text
+
+
+async def _download(url: str) -> bytes:
+    # Certificates are read from the disk.
+    context = await asyncio.to_thread(ssl.create_default_context)
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session,
+        # Elsewhere somebody else may answer.
+        session.get(url, allow_redirects=False, headers={"accept": "application/json"}) as response,
+    ):
+        if response.status != 200:  # noqa: PLR2004  # OK
+            raise ValueError(f"the answer was HTTP {response.status}")
+        text = bytearray()
+        async for piece in response.content.iter_any():
+            text += piece
+            _limit(text)
+        return bytes(text)
+
+
+def _limit(text: bytes | bytearray) -> None:
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"is larger than {MAX_BYTES} bytes")
