@@ -55,7 +55,7 @@ clients: $(addprefix client-,$(built)) ## build and test the clients of other la
 	@for each in $(filter-out $(built),$(languages)); do echo "clients: $$each is left out, for its toolchain is not here"; done
 
 conformance: .venv/project ## play the scenarios to the clients that are built (LANGUAGES=python,go demands these)
-	@$(python) tests/conformance/run.py $(if $(LANGUAGES),--languages $(LANGUAGES),--built)
+	@GRPC_VERBOSITY=NONE $(python) tests/conformance/run.py $(if $(LANGUAGES),--languages $(LANGUAGES),--built)
 
 bench: .venv/project ## run the benchmarks
 	@set -e; for benchmark in benchmarks/bench_*.py; do \

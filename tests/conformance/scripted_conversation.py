@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from scenario_data import Scenario
 from scenario_messages import METHODS, SERVICE, build, request_type, response_type, status
 
@@ -138,6 +139,10 @@ class Conversation:
             if name not in self._scenario.without
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+        # Clients that ask are told that all is well.
+        well = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(well, server)
+        await well.set("", health_pb2.HealthCheckResponse.SERVING)
         if self._credentials is None:
             self._relay.backend = server.add_insecure_port("127.0.0.1:0")
         else:
