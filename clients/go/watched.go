@@ -230,7 +230,10 @@ func (w *watched) put(told []Change, place Place, task *pb.StoreImageTaskResult)
 	if known != nil && goesBack(known, task) {
 		return told // a replica that has read EC2 less recently
 	}
-	delete(w.gone, task.GetTaskId())
+	if w.gone[task.GetTaskId()] != nil {
+		delete(w.gone, task.GetTaskId())
+		w.goneOrder = slices.DeleteFunc(w.goneOrder, func(id string) bool { return id == task.GetTaskId() })
+	}
 	tableOf(w.tasks, place).put(task)
 	switch {
 	case held == nil:
