@@ -13,7 +13,7 @@ import imagetasks
 from imagetasks import channel, errors, watching
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 
-REQUESTS = {
+REQUESTS: dict[str, Any] = {
     "describe": pb.DescribeStoreImageTasksRequest,
     "list": pb.DescribeStoreImageTasksRequest,
     "stream": pb.StreamStoreImageTasksRequest,
@@ -125,7 +125,9 @@ class Call:
 
 def selection(chosen: Any) -> dict[str, Any]:
     """The arguments of the client's methods for a request."""
-    named = {name: list(getattr(chosen, name)) for name in ("accounts", "regions", "image_ids", "filters")}
+    named: dict[str, Any] = {
+        name: list(getattr(chosen, name)) for name in ("accounts", "regions", "image_ids", "filters")
+    }
     if isinstance(chosen, pb.DescribeStoreImageTasksRequest) and chosen.HasField("max_results"):
         named["page_size"] = chosen.max_results
     return named

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import grpc
 import trustme
+from google.protobuf.message import Message
 from runner_process import ROOT, Runner, RunnerError, running
 from scenario_data import LANGUAGES, Scenario, load
 from scenario_messages import METHODS, build, encode, request_type
-from scripted_conversation import conversation
+from scripted_conversation import Encode, conversation
 from verdict import asked, observed
 
 # Seconds until the gateway has noticed that a caller left.
@@ -47,9 +48,14 @@ class Authority:
         return self._of.get(scenario.tls)
 
 
-async def play(scenario: Scenario, runner: Runner, authority: Authority) -> list[str]:
+async def play(
+    scenario: Scenario,
+    runner: Runner,
+    authority: Authority,
+    speaks: Encode = Message.SerializeToString,
+) -> list[str]:
     """Plays a scenario to a runner; returns what is wrong."""
-    async with conversation(scenario, authority.credentials(scenario)) as served:
+    async with conversation(scenario, authority.credentials(scenario), speaks) as served:
         command = {
             "scenario": scenario.name,
             "endpoint": served.endpoint,

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from scenario_messages import METHODS, SERVICE, build, request_type, response_ty
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 Context = grpc.aio.ServicerContext[Any, Any]
+Encode = Callable[[Message], bytes]
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Relay:
             for end in (writer, onward):
                 if end is not None:
                     end.transport.abort()
-                    self._pipes.discard(end.transport)  # type: ignore[arg-type]
+                    self._pipes.discard(end.transport)
             self._tasks.discard(task)
 
 
@@ -100,11 +101,14 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 class Conversation:
     """The gateway's side of one scenario."""
 
-    def __init__(self, scenario: Scenario, credentials: grpc.ServerCredentials | None) -> None:
+    def __init__(
+        self, scenario: Scenario, credentials: grpc.ServerCredentials | None, encode: Encode
+    ) -> None:
         self.arrived: list[Arrived] = []
         self.faults: list[str] = []
         self._scenario = scenario
         self._credentials = credentials
+        self._encode = encode
         self._relay = Relay()
         self._servers: list[grpc.aio.Server] = []
         self._stopping: list[asyncio.Task[None]] = []
@@ -133,7 +137,7 @@ class Conversation:
             name: grpc.unary_stream_rpc_method_handler(
                 self._handler(name),
                 request_deserializer=request_type(name).FromString,
-                response_serializer=lambda message: message.SerializeToString(),
+                response_serializer=self._encode,
             )
             for name in SERVICE.methods_by_name
             if name not in self._scenario.without
@@ -184,9 +188,10 @@ class Conversation:
     async def _play(  # noqa: C901 - a case for each kind of step
         self, step: str | Mapping[str, Any], method: str, context: Context
     ) -> None:
-        match step if isinstance(step, dict) else {step: None}:
+        steps: Any = step if isinstance(step, dict) else {step: None}
+        match steps:
             case {"send": data, **more}:
-                await context.write(build(response_type(method), data, unknown=more.get("unknown", False)))
+                await context.write(build(response_type(method), data, unknown=bool(more.get("unknown"))))
             case {"initial": pairs}:
                 await context.send_initial_metadata(_metadata(pairs))
             case {"pause": seconds}:
@@ -229,13 +234,21 @@ def _metadata(pairs: Mapping[str, str] | None) -> tuple[tuple[str, str | bytes],
 
 @contextlib.asynccontextmanager
 async def conversation(
-    scenario: Scenario, credentials: grpc.ServerCredentials | None = None
+    scenario: Scenario,
+    credentials: grpc.ServerCredentials | None = None,
+    encode: Encode = Message.SerializeToString,
 ) -> AsyncIterator[Conversation]:
-    """Serves a scenario as long as the context lasts."""
+    """Serves a scenario as long as the context lasts.
+
+    Args:
+        scenario: What to play.
+        credentials: For TLS.
+        encode: From the contract's messages to bytes, if it is to be another contract's.
+    """
     unknown = {call["method"] for call in scenario.calls} - set(SERVICE.methods_by_name)
     assert not unknown, f"{scenario.name}: no such method: {unknown}"
     assert scenario.do["call"] in METHODS, f"{scenario.name}: no such call"
-    served = Conversation(scenario, credentials)
+    served = Conversation(scenario, credentials, encode)
     await served.start()
     try:
         yield served

@@ -90,7 +90,7 @@ async def test_a_hole_in_the_matrix_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = f"{{python}} {HERE / 'wrong_clients.py'} ends-at-the-first-page"
-    monkeypatch.setitem(LANGUAGES, "wrong", {"run": wrong, "lacks": {"retries": "none of its own"}})  # type: ignore[attr-defined]
+    monkeypatch.setitem(LANGUAGES, "wrong", {"run": wrong, "lacks": {"retries": "none of its own"}})
     assert await main(["--languages", "python,wrong", "--scenarios", "list-follows"]) == 1
     said = capsys.readouterr().out
     assert re.search(r"^list-follows-next-tokens +ok +HOLE$", said, re.MULTILINE)
@@ -101,7 +101,7 @@ async def test_a_hole_in_the_matrix_fails(
 async def test_what_is_not_built_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(LANGUAGES, "later", {"run": "later", "built": "clients/later"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(LANGUAGES, "later", {"run": "later", "built": "clients/later"})
     assert await main(["--languages", "later", "--scenarios", "describe-nothing"]) == 1
     assert "later is not built: make client-later" in capsys.readouterr().out
 

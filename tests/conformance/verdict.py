@@ -13,7 +13,7 @@ from scripted_conversation import Arrived
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 
 # What an error tells when it tells nothing.
-_ERROR = {
+_ERROR: dict[str, Any] = {
     "reason": "",
     "account": "",
     "region": "",
@@ -62,10 +62,10 @@ def _compare(scenario: Scenario, expected: Mapping[str, Any], told: Mapping[str,
         yield from _differences(wanted, told)
     for name in ("metadata", "held", "stale"):
         if name in expected:
-            wanted = expected[name]
+            value = expected[name]
             if name == "held":
-                wanted = sorted((view(_task(each)) for each in wanted), key=lambda each: each["task_id"])
-            yield from _differences({name: wanted}, told)
+                value = sorted((view(_task(each)) for each in value), key=lambda each: each["task_id"])
+            yield from _differences({name: value}, told)
 
 
 def _compare_message(scenario: Scenario, data: Mapping[str, Any], told: Mapping[str, Any]) -> Iterator[str]:

@@ -39,14 +39,14 @@ def begins_anew() -> None:
 
 def retries_what_is_exhausted() -> None:
     """Its retry policy spends EC2's allowance."""
-    channel.SERVICE_CONFIG = channel.SERVICE_CONFIG.replace(  # type: ignore[misc]
+    channel.SERVICE_CONFIG = channel.SERVICE_CONFIG.replace(
         '["UNAVAILABLE"]', '["UNAVAILABLE", "RESOURCE_EXHAUSTED"]'
     )
 
 
 def never_retries() -> None:
     """It has no retry policy."""
-    channel.SERVICE_CONFIG = "{}"  # type: ignore[misc]
+    channel.SERVICE_CONFIG = "{}"
 
 
 def tells_twice() -> None:
@@ -85,8 +85,7 @@ def takes_cancelled_for_its_own() -> None:
 
 def keeps_a_refused_token() -> None:
     """OUT_OF_RANGE ends its watch."""
-    watching._TOKEN_REFUSED = ""  # type: ignore[misc]
-    watching.OutOfRangeError = errors.NotFoundError  # type: ignore[misc, assignment]
+    vars(watching).update(OutOfRangeError=errors.NotFoundError, _TOKEN_REFUSED="")
 
 
 def waits_for_ever_in_silence() -> None:
@@ -113,7 +112,7 @@ def ends_at_the_first_page() -> None:
         page.ClearField("next_token")
         return page
 
-    aio.Client._describe = once  # type: ignore[method-assign]
+    aio.Client._describe = once  # type: ignore[method-assign, assignment]
 
 
 def sends_no_deadline() -> None:
