@@ -16,11 +16,10 @@ from pathlib import Path
 
 import grpc
 import trustme
-from google.protobuf.message import Message
 from runner_process import ROOT, Runner, RunnerError, running
 from scenario_data import LANGUAGES, Scenario, load
 from scenario_messages import METHODS, build, encode, request_type
-from scripted_conversation import Encode, conversation
+from scripted_conversation import Encode, as_contracted, conversation
 from verdict import asked, observed
 
 # Seconds until the gateway has noticed that a caller left.
@@ -52,7 +51,7 @@ async def play(
     scenario: Scenario,
     runner: Runner,
     authority: Authority,
-    speaks: Encode = Message.SerializeToString,
+    speaks: Encode = as_contracted,
 ) -> list[str]:
     """Plays a scenario to a runner; returns what is wrong."""
     async with conversation(scenario, authority.credentials(scenario), speaks) as served:

@@ -20,6 +20,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Encode = Callable[[Message], bytes]
 
 
+def as_contracted(message: Message) -> bytes:
+    """A message as this contract writes it."""
+    return message.SerializeToString()
+
+
 @dataclass
 class Arrived:
     """A call as it arrived, and how it ended.
@@ -236,7 +241,7 @@ def _metadata(pairs: Mapping[str, str] | None) -> tuple[tuple[str, str | bytes],
 async def conversation(
     scenario: Scenario,
     credentials: grpc.ServerCredentials | None = None,
-    encode: Encode = Message.SerializeToString,
+    encode: Encode = as_contracted,
 ) -> AsyncIterator[Conversation]:
     """Serves a scenario as long as the context lasts.
 
