@@ -73,6 +73,41 @@ def applies_half_a_group() -> None:
     watching.Watched.received = hasty  # type: ignore[method-assign]
 
 
+def keeps_a_token_of_half_a_group() -> None:
+    """It goes on behind what it has not applied."""
+    received = watching.Watched.received
+
+    def trusting(self: watching.Watched, message: Any, now: float) -> list[watching.Change]:
+        changes = received(self, message, now)
+        self._token = message.resume_token or self._token
+        return changes
+
+    watching.Watched.received = trusting  # type: ignore[method-assign]
+
+
+def believes_a_reset_behind_its_token() -> None:
+    """What was reset is not covered to it, though the gateway goes on from before."""
+    interrupted = watching.Watched.interrupted
+
+    def believing(self: watching.Watched, error: errors.Error | None, now: float) -> float:
+        self._covered_then = frozenset(self._covered)
+        return interrupted(self, error, now)
+
+    watching.Watched.interrupted = believing  # type: ignore[method-assign]
+
+
+def remembers_who_was_stale() -> None:
+    """It is told anew, and keeps the old."""
+    start = watching.Watched._start
+
+    def remembering(self: watching.Watched, started: Any, now: float) -> None:
+        stale = dict(self._stale)
+        start(self, started, now)
+        self._stale.update(stale)
+
+    watching.Watched._start = remembering  # type: ignore[method-assign]
+
+
 def goes_backwards() -> None:
     """It believes a replica that has read less recently."""
     watching._goes_back = lambda known, task: False  # noqa: ARG005
@@ -145,6 +180,15 @@ WRONG: Mapping[str, tuple[Callable[[], None], str]] = {
     "never-retries": (never_retries, "unavailable-is-tried-again"),
     "tells-twice": (tells_twice, "watch-tells-nothing-after-a-reset-without-differences"),
     "applies-half-a-group": (applies_half_a_group, "watch-forgets-half-a-group"),
+    "keeps-a-token-of-half-a-group": (keeps_a_token_of_half_a_group, "watch-keeps-no-token-of-half-a-group"),
+    "believes-a-reset-behind-its-token": (
+        believes_a_reset_behind_its_token,
+        "watch-takes-a-reset-behind-its-token-for-none",
+    ),
+    "remembers-who-was-stale": (
+        remembers_who_was_stale,
+        "watch-forgets-who-was-stale-when-it-starts-again",
+    ),
     "goes-backwards": (goes_backwards, "watch-never-goes-backwards"),
     "takes-cancelled-for-its-own": (
         takes_cancelled_for_its_own,
