@@ -102,6 +102,7 @@ protoc_gen_go_grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 .PHONY: $(addprefix client-,$(languages))
 
 client-go:
+	@cd clients/go && unformatted=$$(gofmt -l .) && test -z "$$unformatted" || { echo "not as gofmt has it: $$unformatted" >&2; exit 1; }
 	cd clients/go && go vet ./... && go test -race ./... && GOBIN=$(go_bin) go install ./cmd/... ./examples/...
 
 .build/bin/protoc-gen-go .build/bin/protoc-gen-go-grpc: Makefile

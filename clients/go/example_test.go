@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"log"
 	"net"
+	"os"
+	"strings"
+	"testing"
 
 	"google.golang.org/grpc"
 
@@ -21,7 +24,8 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer client.Close()
-	for task, err := range client.Tasks(context.Background(), &pb.DescribeStoreImageTasksRequest{}) {
+	ctx := context.Background()
+	for task, err := range client.Tasks(ctx, &pb.DescribeStoreImageTasksRequest{}) {
 		var failure *imagetasks.Error
 		if errors.As(err, &failure) {
 			log.Fatal(failure.Reason, failure.Region, failure.RetryDelay)
@@ -29,6 +33,28 @@ func Example() {
 		fmt.Println(task.GetAccount(), task.GetRegion(), task.GetAmiId(), task.GetProgressPercentage())
 	}
 	// Output: prod eu-central-1 ami-0000000000000000a 45
+}
+
+// TestREADME holds the program of README.md to Example, which is compiled and run.
+func TestREADME(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	example, err := os.ReadFile("example_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(readme), "```go\n")
+	program, _, _ := strings.Cut(after, "```")
+	for line := range strings.Lines(strings.ReplaceAll(program, `"127.0.0.1:50051"`, "endpoint")) {
+		if !strings.Contains(string(example), strings.TrimSpace(line)) {
+			t.Errorf("nobody runs this line: %s", line)
+		}
+	}
+	if program == "" {
+		t.Error("there is no program")
+	}
 }
 
 type single struct {

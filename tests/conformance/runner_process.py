@@ -45,21 +45,21 @@ class Runner:
             async with asyncio.timeout(self._patience):
                 return await self._ask(json.dumps(command))
         except TimeoutError:
-            await self.stop()
+            await self.stop(grace=0)
             raise RunnerError(f"the runner says nothing more for {self._patience:g} s") from None
         except RunnerError:
             await self.stop()
             raise
 
-    async def stop(self) -> None:
-        """Ends the process: it is to leave when its input ends."""
+    async def stop(self, grace: float = 5) -> None:
+        """Ends the process: it is to leave when its input ends, within so many seconds."""
         process, self._process = self._process, None
         if process is None:
             return
         assert process.stdin is not None
         process.stdin.close()
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(grace):
                 await process.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):

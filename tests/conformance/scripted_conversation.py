@@ -205,7 +205,7 @@ class Conversation:
                 await asyncio.Event().wait()
             case {"cut": _}:
                 # What was written before is to arrive.
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.2)
                 self._relay.cut()
                 await asyncio.Event().wait()
             case {"goaway": _}:
