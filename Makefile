@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help run test check fix stubs bench image lock clean
+.PHONY: help run test check fix stubs clients conformance bench image lock clean
 
 # The first of these that is Python 3.11 or newer; `make PYTHON=... test` chooses another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -17,10 +17,17 @@ pip := python -m pip --disable-pip-version-check install --quiet
 protoset := clients/python/imagetasks/v1/store_image_tasks.protoset
 buf_config := --config buf.yaml --path imagetasks
 # What ruff finds by itself, mypy is told: the three packages of pyproject.toml, and these.
-own_scripts := scripts tests/project tests/ci
+own_scripts := scripts tests/project tests/ci tests/conformance
+
+# Beyond Python: each language has its tool, and a target that builds its client and runner and tests them.
+# typescript, java and rust: a name in `languages`, a tool, and the target below.
+languages := go
+tool_go := go
+built = $(foreach each,$(languages),$(if $(shell command -v $(tool_$(each))),$(each)))
+go_bin := $(CURDIR)/.build/bin
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/project ## start a sandbox and the gateway, and watch tasks progress (RUN_SECONDS=20 ends it)
 	@$(python) scripts/demo.py
@@ -41,8 +48,14 @@ fix: .venv/project ## repair what ruff can, and format
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
 
-stubs: .venv/project ## generate the Python stubs and the descriptor set from the contract
+stubs: .venv/project $(if $(shell command -v go),.build/bin/protoc-gen-go .build/bin/protoc-gen-go-grpc) ## generate from the contract what is checked in: stubs, descriptor set, fingerprints
 	$(python) scripts/stubs.py
+
+clients: $(addprefix client-,$(built)) ## build and test the clients of other languages whose toolchain is here
+	@for each in $(filter-out $(built),$(languages)); do echo "clients: $$each is left out, for its toolchain is not here"; done
+
+conformance: .venv/project ## play the scenarios to the clients that are built (LANGUAGES=python,go demands these)
+	@GRPC_VERBOSITY=NONE $(python) tests/conformance/run.py $(if $(LANGUAGES),--languages $(LANGUAGES),--built)
 
 bench: .venv/project ## run the benchmarks
 	@set -e; for benchmark in benchmarks/bench_*.py; do \
@@ -81,6 +94,19 @@ clean: ## remove everything that make has made
 .venv-awscli/installed: tests/awscli/requirements.lock
 	$(call venv,.venv-awscli)
 	.venv-awscli/bin/$(pip) --require-hashes -r $<
+	@touch $@
+
+protoc_gen_go := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+protoc_gen_go_grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+
+.PHONY: $(addprefix client-,$(languages))
+
+client-go:
+	@cd clients/go && unformatted=$$(gofmt -l .) && test -z "$$unformatted" || { echo "not as gofmt has it: $$unformatted" >&2; exit 1; }
+	cd clients/go && go vet ./... && go test -race ./... && GOBIN=$(go_bin) go install ./cmd/... ./examples/...
+
+.build/bin/protoc-gen-go .build/bin/protoc-gen-go-grpc: Makefile
+	GOBIN=$(go_bin) go install $(if $(filter %-grpc,$@),$(protoc_gen_go_grpc),$(protoc_gen_go))
 	@touch $@
 
 define venv

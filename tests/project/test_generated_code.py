@@ -1,5 +1,6 @@
 """The contract, what is generated from it, and what was released of it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,9 @@ def test_what_is_checked_in_is_what_the_contract_gives() -> None:
     done = subprocess.run(
         [sys.executable, "scripts/stubs.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    # What is not here cannot be compared; .ci/run has it all.
+    assert re.fullmatch(r"(stubs: left out: .*\n)*", done.stdout)
 
 
 def test_the_descriptor_set_holds_all_that_a_tool_needs() -> None:

@@ -1,0 +1,305 @@
+package imagetasks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/imagetasks/imagetasks/clients/go/imagetasksv1"
+)
+
+type fake struct {
+	pb.UnimplementedStoreImageTaskServiceServer
+	calls atomic.Int32
+	left  chan struct{}
+	watch func(call int, request *pb.WatchStoreImageTasksRequest, stream grpc.ServerStreamingServer[pb.WatchStoreImageTasksResponse]) error
+}
+
+func (f *fake) ListTargets(context.Context, *pb.ListTargetsRequest) (*pb.ListTargetsResponse, error) {
+	return &pb.ListTargetsResponse{}, nil
+}
+
+func (f *fake) WatchStoreImageTasks(request *pb.WatchStoreImageTasksRequest, stream grpc.ServerStreamingServer[pb.WatchStoreImageTasksResponse]) error {
+	err := f.watch(int(f.calls.Add(1)), request, stream)
+	if stream.Context().Err() != nil {
+		f.left <- struct{}{}
+	}
+	return err
+}
+
+func serve(t *testing.T, f *fake) (*Client, *health.Server) {
+	t.Helper()
+	f.left = make(chan struct{}, 10)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, well := grpc.NewServer(), health.NewServer()
+	pb.RegisterStoreImageTaskServiceServer(server, f)
+	healthpb.RegisterHealthServer(server, well)
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(server.Stop)
+	client, err := Connect(listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return client, well
+}
+
+func task(id string, percentage int32) *pb.StoreImageTaskResult {
+	return &pb.StoreImageTaskResult{TaskId: id, Account: "prod", Region: "eu-west-1", ProgressPercentage: &percentage}
+}
+
+func ended(id string) *pb.StoreImageTaskResult {
+	done := task(id, 100)
+	done.StoreTaskState = pb.StoreTaskState_STORE_TASK_STATE_COMPLETED
+	return done
+}
+
+func started() *pb.WatchStoreImageTasksResponse {
+	return &pb.WatchStoreImageTasksResponse{Event: &pb.WatchStoreImageTasksResponse_Started_{
+		Started: &pb.WatchStoreImageTasksResponse_Started{HeartbeatInterval: durationpb.New(10 * time.Second)},
+	}}
+}
+
+func changes(token string, tasks ...*pb.StoreImageTaskResult) *pb.WatchStoreImageTasksResponse {
+	group := &pb.WatchStoreImageTasksResponse_Changes{Continued: token == ""}
+	for _, each := range tasks {
+		group.Changes = append(group.Changes, &pb.TaskChange{Type: pb.TaskChange_TYPE_MODIFIED, Task: each})
+	}
+	message := &pb.WatchStoreImageTasksResponse{Event: &pb.WatchStoreImageTasksResponse_Changes_{Changes: group}}
+	if token != "" {
+		message.ResumeToken = &token
+	}
+	return message
+}
+
+func complete(token string) *pb.WatchStoreImageTasksResponse {
+	return &pb.WatchStoreImageTasksResponse{ResumeToken: &token, Event: &pb.WatchStoreImageTasksResponse_SnapshotComplete_{
+		SnapshotComplete: &pb.WatchStoreImageTasksResponse_SnapshotComplete{
+			Targets: []*pb.Target{{Account: "prod", Region: "eu-west-1"}},
+		},
+	}}
+}
+
+func send(stream grpc.ServerStreamingServer[pb.WatchStoreImageTasksResponse], messages ...*pb.WatchStoreImageTasksResponse) {
+	for _, message := range messages {
+		_ = stream.Send(message)
+	}
+}
+
+func TestEndpoints(t *testing.T) {
+	for text, want := range map[string]endpoint{
+		"127.0.0.1:5":        {"127.0.0.1:5", false, true},
+		"localhost":          {"localhost:50051", false, true},
+		"http://gateway":     {"gateway:80", false, false},
+		"https://gateway":    {"gateway:443", true, false},
+		"https://[::1]:9443": {"[::1]:9443", true, true},
+		"unix:/run/gateway":  {"unix:/run/gateway", false, true},
+	} {
+		if got, err := parseEndpoint(text); err != nil || got != want {
+			t.Errorf("%s is %v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"ftp://gateway", "https://", "gateway:x", "http://gateway/path", "http://me@gateway"} {
+		if got, err := parseEndpoint(text); err == nil {
+			t.Errorf("%s is %v", text, got)
+		}
+	}
+	t.Setenv(endpointVariable, "https://elsewhere:1")
+	if got, _ := parseEndpoint(""); got.target != "elsewhere:1" {
+		t.Errorf("the environment is %v", got)
+	}
+}
+
+func TestSecretsStayOffPlaintext(t *testing.T) {
+	if _, err := Connect("gateway:50051", WithToken("secret")); err == nil {
+		t.Error("a token would cross the network in plaintext")
+	}
+	if _, err := Connect("127.0.0.1:50051", WithCABundle([]byte("pem"))); err == nil {
+		t.Error("certificates without TLS")
+	}
+	if _, err := Connect("https://gateway", WithCABundle([]byte("no pem"))); err == nil {
+		t.Error("a bundle without a certificate")
+	}
+}
+
+func TestAGatewayThatIsNotServingIsLeftAlone(t *testing.T) {
+	client, well := serve(t, &fake{})
+	well.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	_, err := client.Stub.ListTargets(t.Context(), &pb.ListTargetsRequest{})
+	if status.Code(err) != codes.Unavailable {
+		t.Fatalf("it was asked: %v", err)
+	}
+	well.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	if _, err := client.Stub.ListTargets(t.Context(), &pb.ListTargetsRequest{}, grpc.WaitForReady(true)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPausesDoubleUpToALimit(t *testing.T) {
+	for _, random := range []float64{0, 1} {
+		p := pauses{random: func() float64 { return random }}
+		for _, most := range []time.Duration{500, 1000, 2000, 4000, 8000, 16000, 30000, 30000} {
+			want := time.Duration(float64(most*time.Millisecond) * (1 + random) / 2)
+			if got := p.next(nil); got != want {
+				t.Errorf("%v in place of %v", got, want)
+			}
+		}
+		p.reset()
+		delay := time.Minute
+		if got := p.next(&Error{RetryDelay: &delay}); got < delay || got > delay+firstPause {
+			t.Errorf("%v after being told a minute", got)
+		}
+	}
+}
+
+func TestOnlyASteadyStreamStartsThePausesAgain(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for lasted, failures := range map[time.Duration]int{steady - 1: 4, steady: 1} {
+		w := newWatched(nil)
+		w.pauses.failures = 3
+		w.received(started(), now)
+		if _, err := w.interrupted(nil, now.Add(lasted)); err != nil || w.pauses.failures != failures {
+			t.Errorf("%d failures after %v", w.pauses.failures, lasted)
+		}
+	}
+}
+
+func TestItRemembersSoManyEndedTasksAndNoMore(t *testing.T) {
+	w := newWatched(nil)
+	w.received(started(), time.Unix(0, 0))
+	w.received(complete("0"), time.Unix(0, 0))
+	for number := range remembered + 10 {
+		gone := changes("1", ended(fmt.Sprint(number)))
+		w.received(gone, time.Unix(0, 0))
+		gone.GetChanges().GetChanges()[0].Type = pb.TaskChange_TYPE_REMOVED
+		w.received(gone, time.Unix(0, 0))
+	}
+	if len(w.gone) != remembered || len(w.goneOrder) != remembered || w.gone["9"] != nil || w.gone["10"] == nil {
+		t.Errorf("%d tasks, %d in order", len(w.gone), len(w.goneOrder))
+	}
+	// One that comes back and goes again is remembered once.
+	for range 3 {
+		back := changes("1", ended("10"))
+		w.received(back, time.Unix(0, 0))
+		back.GetChanges().GetChanges()[0].Type = pb.TaskChange_TYPE_REMOVED
+		w.received(back, time.Unix(0, 0))
+	}
+	if len(w.gone) != len(w.goneOrder) {
+		t.Errorf("%d tasks, %d in order", len(w.gone), len(w.goneOrder))
+	}
+}
+
+func TestALoopThatIsLeftGoesOnWhereItWas(t *testing.T) {
+	tokens := make(chan string, 2)
+	client, _ := serve(t, &fake{watch: func(call int, request *pb.WatchStoreImageTasksRequest, stream grpc.ServerStreamingServer[pb.WatchStoreImageTasksResponse]) error {
+		tokens <- request.GetResumeToken()
+		if call == 1 {
+			send(stream, started(), changes("", task("a", 1), task("b", 2), task("c", 3)), complete("one"))
+		} else {
+			again := started()
+			again.GetStarted().Resumed = true
+			send(stream, again, changes("two", task("a", 50)))
+		}
+		<-stream.Context().Done()
+		return nil
+	}})
+	watch := client.Watch(nil)
+	var seen []string
+	for len(seen) < 4 {
+		for change, err := range watch.Changes(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen = append(seen, change.Task.GetTaskId())
+			if len(seen) != 2 {
+				break
+			}
+		}
+	}
+	if fmt.Sprint(seen) != "[a b c a]" || len(watch.Tasks()) != 3 {
+		t.Errorf("%v, and holds %d", seen, len(watch.Tasks()))
+	}
+	if first, second := <-tokens, <-tokens; first != "" || second != "one" {
+		t.Errorf("sent %q, then %q", first, second)
+	}
+}
+
+func TestLeavingAWatchEndsItQuietlyAndAtTheGateway(t *testing.T) {
+	f := &fake{watch: func(_ int, _ *pb.WatchStoreImageTasksRequest, stream grpc.ServerStreamingServer[pb.WatchStoreImageTasksResponse]) error {
+		send(stream, started(), changes("", task("a", 1)), complete("one"))
+		<-stream.Context().Done()
+		return nil
+	}}
+	client, _ := serve(t, f)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	watch := client.Watch(nil)
+	for change, err := range watch.Changes(ctx) {
+		if err != nil {
+			t.Errorf("%v after %v", err, change)
+		}
+		if !watch.CaughtUp() {
+			t.Error("it has heard of every target")
+		}
+		cancel()
+	}
+	<-f.left
+	if watch.CaughtUp() || watch.LastError() != nil {
+		t.Error("it is not connected, by its own doing")
+	}
+}
+
+func TestAWatchMayBeLookedAtWhileItRuns(t *testing.T) {
+	client, _ := serve(t, &fake{watch: func(_ int, _ *pb.WatchStoreImageTasksRequest, stream grpc.ServerStreamingServer[pb.WatchStoreImageTasksResponse]) error {
+		send(stream, started(), complete("one"))
+		for number := range int32(200) {
+			send(stream, changes("more", task("a", number)))
+		}
+		return status.Error(codes.NotFound, "the end")
+	}})
+	watch := client.Watch(nil)
+	over := make(chan error)
+	go func() {
+		var last error
+		for _, err := range watch.Changes(t.Context()) {
+			last = err
+		}
+		over <- last
+	}()
+	for {
+		select {
+		case err := <-over:
+			var failure *Error
+			if !errors.As(err, &failure) || failure.Code != codes.NotFound || watch.Tasks()["a"].GetProgressPercentage() != 199 {
+				t.Errorf("ended with %v", err)
+			}
+			return
+		default:
+			_, _, _, _ = watch.Tasks(), watch.Stale(), watch.CaughtUp(), watch.LastError()
+		}
+	}
+}
+
+func TestAnErrorIsKnownToGRPC(t *testing.T) {
+	err := fmt.Errorf("around: %w", FromError(status.Error(codes.ResourceExhausted, "spent")))
+	if status.Code(err) != codes.ResourceExhausted {
+		t.Error(status.Code(err))
+	}
+	if got := FromError(errors.New("no status")); got.Code != codes.Unknown || got.Error() != "Unknown: no status" {
+		t.Error(got)
+	}
+}
