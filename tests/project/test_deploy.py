@@ -70,6 +70,9 @@ class TestKubernetes:
     def test_its_ports_agree(self, settings: Settings) -> None:
         assert settings.listen == f"0.0.0.0:{PORTS['grpc']}"
         assert settings.health_listen == f"0.0.0.0:{PORTS['health']}"
+        assert settings.metrics_listen == f"0.0.0.0:{PORTS['metrics']}"
+        scraped = DEPLOYMENT["template"]["metadata"]["annotations"]["prometheus.io/port"]
+        assert scraped == str(PORTS["metrics"])
         (port,) = OBJECTS["Service"]["spec"]["ports"]
         assert (port["port"], port["targetPort"]) == (PORTS["grpc"], "grpc")
         assert f"EXPOSE {PORTS['grpc']}\n" in DOCKERFILE

@@ -24,7 +24,7 @@ BY_NAME = {each.name: each for each in DECLARED}
 # What Prometheus itself or prometheus_client's collectors add.
 FOREIGN = {"up", "process_resident_memory_bytes", "process_cpu_seconds_total"}
 ADDED_LABELS = {"instance", "job", "le"}
-VALUES = {"how": set(How), "kind": set(Kind), "state": set(STATES.values())}
+VALUES: dict[str, set[str]] = {"how": set(How), "kind": set(Kind), "state": set(STATES.values())}
 
 FUNCTIONS = set(
     "sum rate increase histogram_quantile max min count time topk bottomk by on and".split()  # noqa: SIM905

@@ -224,6 +224,7 @@ def test_check_config_reads_the_certificate(tmp_path: Path, capsys: pytest.Captu
     config.write_text(
         f'listen = "0.0.0.0:0"\nhealth_listen = "0.0.0.0:1"\n'
         f'tls_certificate = "{own.certificate}"\ntls_key = "{own.key}"\n'
+        '[anonymous]\naccounts = ["public-*"]\n'
     )
     assert main.main(["--config", str(config), "--check-config"]) == 0
     out, err = capsys.readouterr()

@@ -23,6 +23,7 @@ import raw_http2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server import config
 from imagetasks_server.assembly import assemble
+from imagetasks_server.auth import ANONYMOUS
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
@@ -409,12 +410,11 @@ def test_the_limits_are_how_much_is_let_in() -> None:
     async def let_in(stage: Stage) -> tuple[int, int]:
         """Of 40 calls of two callers, then of 40 streams."""
         boundary = stage.gateway.boundary
+        quota = stage.gateway.gate._policy.permission(ANONYMOUS, "ListTargets").quota
 
         def entered(*, streaming: bool) -> Any:
             for number in range(40):
-                admission = boundary.limits.admit(
-                    "ab"[number % 2], boundary.default_quota, streaming=streaming
-                )
+                admission = boundary.limits.admit("ab"[number % 2], quota, streaming=streaming)
                 with contextlib.suppress(Error):
                     yield admission.__enter__()
 
@@ -492,7 +492,15 @@ def test_tls_is_what_others_may_reach_and_needs_all_its_files(tmp_path: Path) ->
     """What the files do is for test_tls, and that they reach the server for test_health."""
     pem = tmp_path / "any.pem"
     pem.touch()
-    assert not config.Settings(listen="0.0.0.0:0", tls_certificate=pem, tls_key=pem).insecure
+    anybody = {"accounts": ["*"]}
+    assert not config.Settings(
+        listen="0.0.0.0:0",
+        tls_certificate=pem,
+        tls_key=pem,
+        anonymous=anybody,  # type: ignore[arg-type]
+    ).insecure
+    with pytest.raises(ValueError, match=r"^1 validation .*\n.*callers: 0\.0\.0\.0:0 can be reached"):
+        config.Settings(listen="0.0.0.0:0", tls_certificate=pem, tls_key=pem)
     for missing in ({"tls_certificate": pem}, {"tls_key": pem}, {"tls_client_ca": pem}):
         with pytest.raises(ValueError, match=next(iter(missing))):
             config.Settings(**missing)  # type: ignore[arg-type]

@@ -56,7 +56,8 @@ async def test_each_caller_is_counted_by_its_configured_name_only(
     names = iter(["alice", "mallory-1", "mallory-2"])
 
     def authenticated(record: Record) -> Record:
-        record.caller = next(names)
+        name = next(names)
+        record.identified(name, name)
         return entered(record)
 
     monkeypatch.setattr(Record, "__enter__", authenticated)

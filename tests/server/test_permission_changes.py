@@ -223,7 +223,7 @@ LONG = {
 
 async def to_its_end(stub: Any, name: str, metadata: Any) -> list[Any]:
     opened = getattr(stub, name)(LONG[name], metadata=metadata, timeout=PATIENCE)
-    return [each async for each in opened] if KINDS[name] is not Kind.CALL else [await opened]
+    return [each async for each in opened] if KINDS[name] in {Kind.STREAM, Kind.WATCH} else [await opened]
 
 
 async def hanging(

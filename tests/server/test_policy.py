@@ -18,6 +18,7 @@ from imagetasks_server import auth
 from imagetasks_server.auth import ANONYMOUS, Identity, Keys, Policy, header_of, presented, verified
 from imagetasks_server.caller_settings import AnonymousSettings, CallerSettings, JwtSettings
 from imagetasks_server.errors import Error, PermissionDenied, Unauthenticated
+from imagetasks_server.limits import Quota
 from imagetasks_server.permission import matches
 
 ACCOUNTS = ["a", "ab", "b", "prod-1", "prod-2"]
@@ -151,9 +152,17 @@ def test_a_quota_is_that_of_the_first_entry_that_fits() -> None:
     permission = Policy(callers, None, None).permission(identity, METHODS[0])
     quota = permission.quota
     assert permission.caller == "one"
-    assert (quota.calls_per_second, quota.burst, quota.concurrent_calls, quota.open_streams) == (2.5, 2, 3, 4)
+    assert (quota.calls_per_second, quota.burst, quota.concurrent_calls, quota.open_streams) == (
+        2.5,
+        None,
+        3,
+        4,
+    )
     (second,) = callers[1:]
     assert Policy([second], None, None).permission(identity, METHODS[0]).quota.burst == 7
+    default = Quota(calls_per_second=9, burst=8, open_streams=7, concurrent_calls=6)
+    second = Policy([second], None, None, default_quota=default).permission(identity, METHODS[0])
+    assert second.quota == Quota(calls_per_second=50, burst=7, open_streams=7, concurrent_calls=6)
 
 
 def test_anonymous_has_a_name_and_limits_too() -> None:

@@ -117,9 +117,9 @@ async def test_lines_within_a_call_have_its_request_id_and_reads_have_none(
     reading: list[dict[str, Any]] = []
     resolve = gateway.gateway.targets.resolve
 
-    async def noted(*arguments: Any) -> Any:
+    async def noted(*arguments: Any, **keywords: Any) -> Any:
         within.append(structlog.contextvars.get_contextvars())
-        return await resolve(*arguments)
+        return await resolve(*arguments, **keywords)
 
     monkeypatch.setattr(gateway.gateway.targets, "resolve", noted)
     ec2 = gateway.world.ec2()

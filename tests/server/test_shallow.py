@@ -13,6 +13,7 @@ from virtual import VirtualClock, run
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.budget import Allowance, Budget
 from imagetasks_server.refresh import Refresher
+from imagetasks_server.tally import Tally
 from imagetasks_server.upstream import Query, Upstream
 from imagetasks_server.view import LATE_SECONDS, Entry, Revisions, View
 
@@ -26,6 +27,8 @@ class Report:
     started: float | None = None
     paying: bool = True
     rows: list[str] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    waiters: list[Tally] = field(default_factory=list)
 
     def add(self, entries: list[Entry]) -> None:
         self.rows.extend(entry.task.task_id for entry in entries)

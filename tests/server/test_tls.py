@@ -243,7 +243,7 @@ class TestConnections:
             async with caller(gateway, stranger) as stub:
                 refused = await failure(stub.DescribeStoreImageTasks(Describe(), timeout=PATIENCE))
                 assert refused.code is grpc.StatusCode.UNAVAILABLE
-        assert gateway.boundary._in_flight == 0
+        assert gateway.boundary.in_flight == 0
 
 
 class TestRenewal:
