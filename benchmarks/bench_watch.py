@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests/server"))
 
 import grpc
 import structlog
+import uvloop
 from fake_ec2 import FakeWorld
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
@@ -41,11 +42,11 @@ def main() -> None:
     parser.add_argument("--clients", metavar="ADDRESS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.clients:
-        asyncio.run(watch(arguments.clients, arguments.watchers))
+        uvloop.run(watch(arguments.clients, arguments.watchers))
         return
     if arguments.serve:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-        print(json.dumps(asyncio.run(measure(arguments.serve, arguments.watchers))))
+        print(json.dumps(uvloop.run(measure(arguments.serve, arguments.watchers))))
         return
     print(f"{'kind':<8} {'watchers':>8} {'accepted in':>12} {'p50':>10} {'p99':>10} {'a stream':>10}")
     rows = {}

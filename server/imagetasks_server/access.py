@@ -33,7 +33,9 @@ class Access:
         self.expires = expires
         self.ended: Error | None = None
         self._listeners: set[Callable[[], None]] = set()
-        self._guarded: asyncio.Task[Any] | None = None
+        # A call's steps all run in one task.
+        self._task: asyncio.Task[Any] | None = None
+        self._is_guarded = False
         self._is_cut = False
 
     def decide(self, permission: Permission) -> None:
@@ -47,8 +49,8 @@ class Access:
         if self.ended is not None:
             return
         self.ended = error
-        if self._guarded is not None:
-            self._is_cut = self._guarded.cancel()
+        if self._is_guarded and self._task is not None:
+            self._is_cut = self._task.cancel()
         self._tell()
 
     def has_expired(self, clock: Clock) -> bool:
@@ -84,8 +86,9 @@ class Access:
         """
         if self.ended is not None:
             raise self.ended.again()
-        # No asyncio.timeout: it would cost a watch more than all the rest of a message.
-        task = self._guarded = asyncio.current_task()
+        # Neither asyncio.timeout nor a look at the task each time: a watch's step is to cost next to nothing.
+        task = self._task = self._task or asyncio.current_task()
+        self._is_guarded = True
         try:
             return await step()
         except asyncio.CancelledError:
@@ -94,7 +97,7 @@ class Access:
                 raise
             raise self.ended.again() from None
         finally:
-            self._guarded = None
+            self._is_guarded = False
 
     def _tell(self) -> None:
         for listener in tuple(self._listeners):

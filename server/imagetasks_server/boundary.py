@@ -109,16 +109,17 @@ class Boundary:
             LookupError: The contract has a method of which nobody has said what it needs of its caller.
         """
         check_declared(SERVICE)
+        serialize = _Serializer()
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
             implementation = getattr(service, _snake_case(method.name))
             if method.server_streaming:
                 methods[method.name] = grpc.unary_stream_rpc_method_handler(
-                    self._stream(method, implementation), response_serializer=_serialize
+                    self._stream(method, implementation), response_serializer=serialize
                 )
             else:
                 methods[method.name] = grpc.unary_unary_rpc_method_handler(
-                    self._unary(method, implementation), response_serializer=_serialize
+                    self._unary(method, implementation), response_serializer=serialize
                 )
         return grpc.method_handlers_generic_handler(SERVICE.full_name, methods)
 
@@ -226,8 +227,19 @@ def _host(peer: str) -> str:
     return peer if peer.startswith("unix:") else peer.rpartition(":")[0]
 
 
-def _serialize(response: bytes | Message) -> bytes:
-    return response if isinstance(response, bytes) else response.SerializeToString()
+class _Serializer:
+    """Turns responses into bytes; the last one's are kept, for watches that are told the same message."""
+
+    def __init__(self) -> None:
+        self._last: Message | None = None
+        self._bytes = b""
+
+    def __call__(self, response: bytes | Message) -> bytes:
+        if isinstance(response, bytes):
+            return response
+        if response is not self._last:
+            self._last, self._bytes = response, response.SerializeToString()
+        return self._bytes
 
 
 def _snake_case(name: str) -> str:

@@ -47,7 +47,7 @@ class Change:
     read_at: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass
 class Group:
     """All that a follower must be told, as of one moment.
 
@@ -65,6 +65,11 @@ class Group:
 
     def __bool__(self) -> bool:
         return bool(self.reset or self.changes or self.covered or self.statuses)
+
+    @functools.cached_property
+    def began(self) -> float:
+        """Unix seconds at which the oldest read began that saw one of the changes; there are some."""
+        return min(change.read_at for change in self.changes)
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +123,9 @@ class Subscription:
         self._followed: dict[Target, tuple[Followed, functools.partial[None]]] = {}
         # Whose view has moved since the last gathering.
         self._moved: dict[Followed, None] = {}
-        self._wake = asyncio.Event()
+        self._is_awake = False
+        self._sleep: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def followed(self) -> list[Followed]:
@@ -135,7 +142,7 @@ class Subscription:
         tracked.view.listeners.add(listener)
         tracked.poller.follow(self._not_before)
         self._moved[followed] = None
-        self._wake.set()
+        self.wake()
 
     def unfollow(self, target: Target, lost: Group) -> None:
         """Follow it no longer; what the follower loses is added to a group."""
@@ -163,20 +170,35 @@ class Subscription:
             followed.tracked.poller.unfollow()
         self._followed.clear()
         self._moved.clear()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def wake(self) -> None:
         """Let `moved` return."""
-        self._wake.set()
+        if self._is_awake:
+            return
+        self._is_awake = True
+        if self._sleep is not None and not self._sleep.done():
+            self._sleep.set_result(None)
 
     async def moved(self, seconds: float) -> None:
-        """Wait until something may have changed, or the time is over."""
-        # A timer of our own: asyncio.timeout costs more than all the rest of a wake-up.
-        timer = asyncio.get_running_loop().call_later(seconds, self._wake.set)
-        try:
-            await self._wake.wait()
-        finally:
-            timer.cancel()
-        self._wake.clear()
+        """Wait until something may have changed, or at most so long. It may also return without a reason."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        if self._timer is None or self._timer.when() > until:
+            if self._timer is not None:
+                self._timer.cancel()
+            # One that is early stays: setting and cancelling a timer for each change would cost more than the
+            # rest of a wake-up.
+            self._timer = loop.call_at(until, self._overslept)
+        if not self._is_awake:
+            self._sleep = loop.create_future()
+            await self._sleep
+        self._is_awake = False
+
+    def _overslept(self) -> None:
+        self._timer = None
+        self.wake()
 
     @property
     def newest(self) -> int:
@@ -234,11 +256,14 @@ class Subscription:
         return group
 
     def _note(self, followed: Followed) -> None:
+        if followed in self._moved:
+            self.wake()
+            return
         # A read that changed nothing wakes nobody.
         if followed.covered and followed.tracked.view.revision <= self.revision and not followed.has_status:
             return
         self._moved[followed] = None
-        self._wake.set()
+        self.wake()
 
     def _can_cover(self, followed: Followed) -> bool:
         read_time = followed.tracked.view.read_time

@@ -4,12 +4,20 @@ What merely is, as budgets and tasks, is read by `gauges` when somebody looks. L
 names of the configuration and of the contract, never what a caller sends.
 """
 
+import bisect
 import functools
-from collections.abc import Callable, Collection
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+T = TypeVar("T")
 
 _CALL_SECONDS: Final = (
     0.0005,
@@ -181,13 +189,15 @@ class Metrics:
     def __init__(self, callers: Collection[str] = ()) -> None:
         self.callers = frozenset(callers)
         self.registry = CollectorRegistry()
+        self._counted = _Counted()
+        self.registry.register(self._counted)
         # Each child is bound once: finding it again by its labels would cost more than counting.
         self.call_ended = self._counter(CALLS)
         self.call_seconds = self._histogram(CALL_SECONDS)
         self.message_sent = self._counter(MESSAGES)
         self.answered = self._counter(ANSWERS)
-        self.watch_lag = self._histogram(WATCH_LAG)
-        self.changes_told = self._counter(WATCH_CHANGES)
+        self.watch_lag = self._histogram(WATCH_LAG)()
+        self.changes_told = self._counter(WATCH_CHANGES)()
         self.ec2_called = self._counter(EC2_CALLS)
         self.ec2_seconds = self._histogram(EC2_SECONDS)
         self.ec2_failed = self._counter(EC2_ERRORS)
@@ -197,15 +207,73 @@ class Metrics:
         return caller if caller in self.callers else "other"
 
     def _counter(self, declared: Declared) -> Callable[..., Callable[..., None]]:
-        metric = Counter(declared.name, declared.help, declared.labels, registry=self.registry)
-        return functools.cache(lambda *labels: _child(metric, labels).inc)
+        return functools.cache(lambda *labels: self._counted.child(declared, labels, _Count).add)
 
     def _histogram(self, declared: Declared) -> Callable[..., Callable[[float], None]]:
-        metric = Histogram(
-            declared.name, declared.help, declared.labels, registry=self.registry, buckets=declared.buckets
-        )
-        return functools.cache(lambda *labels: _child(metric, labels).observe)
+        make = functools.partial(_Spread, declared.buckets)
+        return functools.cache(lambda *labels: self._counted.child(declared, labels, make).add)
 
 
-def _child(metric: Any, labels: tuple[str, ...]) -> Any:
-    return metric.labels(*labels) if labels else metric
+class _Count:
+    """What a counter has come to."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def add(self, amount: float = 1.0) -> None:
+        self.value += amount
+
+
+class _Spread:
+    """What a histogram has seen."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def add(self, amount: float) -> None:
+        self._counts[bisect.bisect_left(self._bounds, amount)] += 1
+        self._sum += amount
+
+    def told(self) -> tuple[list[tuple[str, float]], float]:
+        """How many were at most each bound, and the sum of all."""
+        bounds = [floatToGoString(bound) for bound in (*self._bounds, math.inf)]  # type: ignore[no-untyped-call]
+        return list(zip(bounds, itertools.accumulate(self._counts), strict=True)), self._sum
+
+
+class _Counted(Collector):
+    """Hands out what was counted.
+
+    Everything is counted on the event loop. The library's own counters are for threads, and take a lock each
+    time: telling a change to a thousand watchers is to cost less than that.
+    """
+
+    def __init__(self) -> None:
+        self._children: dict[Declared, dict[tuple[str, ...], Any]] = {}
+
+    def child(self, declared: Declared, labels: tuple[str, ...], make: Callable[[], T]) -> T:
+        """One metric's part of these labels."""
+        if len(labels) != len(declared.labels):
+            raise ValueError(f"{declared.name} has the labels {declared.labels}, not {labels}")
+        child: T = self._children.setdefault(declared, {}).setdefault(labels, make())
+        return child
+
+    def collect(self) -> Iterator[Metric]:
+        """As prometheus_client's Collector."""
+        for declared, children in self._children.items():
+            if declared.kind == "histogram":
+                spread = HistogramMetricFamily(declared.name, declared.help, labels=declared.labels)
+                for labels, child in children.items():
+                    buckets, total = child.told()
+                    spread.add_metric(labels, buckets, total)
+                yield spread
+            else:
+                counter = CounterMetricFamily(declared.name, declared.help, labels=declared.labels)
+                for labels, child in children.items():
+                    counter.add_metric(labels, child.value)
+                yield counter

@@ -140,10 +140,10 @@ class Watching:
             for message in (*line.resets(token, covered), *line.failures(resolution)):
                 yield message
             heard_at = self._clock()
-            while (goodbye := self._goodbye(access, ends_at)) is None:
+            while (goodbye := self._goodbye(access, ends_at, now := self._clock())) is None:
                 messages: list[Response] = []
                 ended: Error | None = None
-                if access.permission is not permission or self._clock() >= resolved_at + self._heartbeat:
+                if access.permission is not permission or now >= resolved_at + self._heartbeat:
                     permission = access.permission
                     resolution, ended = await self._again(asked, permission)
                     resolved_at = self._clock()
@@ -153,7 +153,7 @@ class Watching:
                     messages += [*line.failures(resolution), *line.messages(lost)]
                 group, news = line.news()
                 messages += news
-                if not messages and self._clock() >= heard_at + self._heartbeat:
+                if not messages and now >= heard_at + self._heartbeat:
                     messages.append(line.heartbeat())
                 for message in messages:
                     yield message
@@ -161,20 +161,20 @@ class Watching:
                 self._told(group, tally)
                 if ended is not None:
                     raise ended
-                if not messages:
-                    due = min(
-                        heard_at + self._heartbeat, resolved_at + self._heartbeat, access.expires, ends_at
-                    )
-                    await subscription.moved(due - self._clock())
+                due = min(heard_at + self._heartbeat, resolved_at + self._heartbeat, access.expires, ends_at)
+                # What has moved meanwhile ends it at once.
+                await subscription.moved(due - self._clock())
             yield line.closing(goodbye)
 
-    def _goodbye(self, access: Access, ends_at: float) -> "Response.Closing.Reason.ValueType | None":
+    def _goodbye(
+        self, access: Access, ends_at: float, now: float
+    ) -> "Response.Closing.Reason.ValueType | None":
         """Why the watch ends now; None if it goes on."""
         if self._followers.draining:
             return Response.Closing.REASON_DRAINING
-        if access.has_expired(self._clock):
+        if now >= access.expires:
             return Response.Closing.REASON_CREDENTIAL_EXPIRED
-        return Response.Closing.REASON_MAX_AGE if self._clock() >= ends_at else None
+        return Response.Closing.REASON_MAX_AGE if now >= ends_at else None
 
     async def _again(self, asked: Asked, permission: Permission) -> tuple[Resolution, Error | None]:
         """What is meant now, and why the watch must end once that was told: nothing is left."""
@@ -194,16 +194,17 @@ class Watching:
         if not group.changes:
             return
         tally.changes += len(group.changes)
-        self._metrics.changes_told()(len(group.changes))
+        self._metrics.changes_told(len(group.changes))
         if group.covered:
             # A snapshot is as old as the view that was there.
             return
-        now, began = self._clock(), min(change.read_at for change in group.changes)
-        lag = max(0.0, now - began)
-        tally.lag = max(lag, tally.lag or 0.0)
-        self._metrics.watch_lag()(lag)
+        now = self._clock()
+        lag = max(0.0, now - group.began)
+        if tally.lag is None or lag > tally.lag:
+            tally.lag = lag
+        self._metrics.watch_lag(lag)
         if self._tracer is not None:
-            self._tracer.told(tally, changes=len(group.changes), began=began, ended=now)
+            self._tracer.told(tally, changes=len(group.changes), began=group.began, ended=now)
 
     def _covered(self, token: ResumeToken | None, resolution: Resolution) -> list[Target] | None:
         """The targets that the caller holds as of the token; None if the token means nothing here."""
@@ -261,8 +262,11 @@ class _Line:
         """All that the caller does not know yet."""
         subscription = self._subscription
         place = subscription.place()
-        if not place:
+        if place is None:
             return self._gathered()
+        if not place:
+            subscription.skip()
+            return Group(), ()
         shared = self._shared.at(subscription.newest)
         question = (self._fingerprint, self._digest, place)
         news = shared.get(question)
@@ -280,6 +284,8 @@ class _Line:
         """A group: forget first, then the changes, then what is covered with them, then who is stale."""
         if group.reset:
             yield self.reset(group.reset)
+        if not group:
+            return
         token = self._token()
         more: Response | None = None
         for changes in _batches(group.changes):

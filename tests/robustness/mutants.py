@@ -119,7 +119,7 @@ def nothing_said(gather: Any) -> Any:
 
 def late_for_all(moved: Any) -> Any:
     async def late(self: Any, seconds: float) -> None:
-        before = bool(self._wake.is_set())
+        before = self._is_awake
         await moved(self, seconds)
         if self._moved and not before:
             await moved(self, 3.0)

@@ -174,10 +174,10 @@ def test_a_read_that_changes_nothing_wakes_nobody() -> None:
         watcher = await stage.watch()
         await watcher.during(1)
         (subscription,) = stage.gateway.followers._open
-        subscription._wake.clear()
+        subscription._is_awake = False
         calls = len(stage.world.calls)
         await asyncio.sleep(6)
         assert len(stage.world.calls) > calls
-        assert not subscription._wake.is_set()
+        assert not subscription._is_awake
 
     staged(scenario)
