@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, Final, TypeVar
 
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Error, Unauthenticated
 from imagetasks_server.permission import EVERYTHING, Permission
 
 T = TypeVar("T")
+
+_NOTHING: Final = contextlib.nullcontext()
 
 
 class Access:
@@ -20,21 +23,25 @@ class Access:
         permission: What it may see.
         caller: Whom the log names; empty: nobody was asked.
         expires: Unix seconds at which its credential ends.
+        task: The call's, in which all its steps run; None: nothing is cut short.
 
     Attributes:
         ended: Why it may see nothing any more.
     """
 
     def __init__(
-        self, permission: Permission = EVERYTHING, caller: str = "", expires: float = math.inf
+        self,
+        permission: Permission = EVERYTHING,
+        caller: str = "",
+        expires: float = math.inf,
+        task: asyncio.Task[Any] | None = None,
     ) -> None:
         self.permission = permission
         self.caller = caller
         self.expires = expires
         self.ended: Error | None = None
         self._listeners: set[Callable[[], None]] = set()
-        # A call's steps all run in one task.
-        self._task: asyncio.Task[Any] | None = None
+        self._task = task
         self._is_guarded = False
         self._is_cut = False
 
@@ -66,12 +73,12 @@ class Access:
         finally:
             self._listeners.discard(listener)
 
-    @contextlib.contextmanager
-    def until_it_expires(self, clock: Clock) -> Iterator[None]:
+    def until_it_expires(self, clock: Clock) -> AbstractContextManager[None]:
         """End it when its credential ends, as long as the context lasts."""
-        if self.expires == math.inf:
-            yield
-            return
+        return _NOTHING if self.expires == math.inf else self._until_it_expires(clock)
+
+    @contextlib.contextmanager
+    def _until_it_expires(self, clock: Clock) -> Iterator[None]:
         timer = asyncio.get_running_loop().call_later(self.expires - clock(), lambda: self.end(expired()))
         try:
             yield
@@ -86,14 +93,13 @@ class Access:
         """
         if self.ended is not None:
             raise self.ended.again()
-        # Neither asyncio.timeout nor a look at the task each time: a watch's step is to cost next to nothing.
-        task = self._task = self._task or asyncio.current_task()
+        # Not asyncio.timeout: a watch's step is to cost next to nothing.
         self._is_guarded = True
         try:
             return await step()
         except asyncio.CancelledError:
             # Whoever else cancels means what it says.
-            if self.ended is None or not self._is_cut or task is None or task.uncancel():
+            if self.ended is None or not self._is_cut or self._task is None or self._task.uncancel():
                 raise
             raise self.ended.again() from None
         finally:

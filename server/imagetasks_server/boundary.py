@@ -21,10 +21,9 @@ from google.protobuf.message_factory import GetMessageClass
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.access import Access
-from imagetasks_server.auth import Presented, presented
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import InvalidRequest
-from imagetasks_server.gate import Gate
+from imagetasks_server.gate import Gate, Stay
 from imagetasks_server.limits import Admission, Limits
 from imagetasks_server.record import Context, Record, Records
 from imagetasks_server.service import Call, Service
@@ -59,6 +58,7 @@ METHODS: Final[Mapping[str, Kind]] = {
 
 
 _NOTHING: Final = contextlib.nullcontext()
+_NO_CONNECTION: Final[Mapping[str, Any]] = {}
 
 Unary: TypeAlias = Callable[[Any, Call], Awaitable[bytes | Message]]
 Stream: TypeAlias = Callable[[Any, Call], AsyncGenerator[Message]]
@@ -131,7 +131,7 @@ class Boundary:
         async def unary(message: bytes, context: Context) -> bytes | Message:
             with self._records.of(method.name, context) as record:
                 try:
-                    async with self._gate.admitted(_reader(context), method.name) as access:
+                    with await self._admitted(record, context) as access:
                         call = self._call(context, record, access)
                         with self._let_in(record, access, kind), access.until_it_expires(self._clock):
                             return await access.guard(lambda: implementation(parse(message), call))
@@ -148,7 +148,7 @@ class Boundary:
         async def stream(message: bytes, context: Context) -> AsyncGenerator[Message]:
             with self._records.of(method.name, context) as record:
                 try:
-                    async with self._gate.admitted(_reader(context), method.name) as access:
+                    with await self._admitted(record, context) as access:
                         call = self._call(context, record, access)
                         with (
                             self._let_in(record, access, kind),
@@ -165,6 +165,11 @@ class Boundary:
                     await _abort(context, record, error)
 
         return stream
+
+    def _admitted(self, record: Record, context: Context) -> Awaitable[Stay]:
+        # Asked of gRPC now, while the call is certainly there.
+        connection = context.auth_context() if self._gate.asks_for_certificates else _NO_CONNECTION
+        return self._gate.admitted(record.metadata, connection, record.method)
 
     def _let_in(self, record: Record, access: Access, kind: Kind) -> Admission:
         caller = access.caller or _host(record.peer)
@@ -184,12 +189,6 @@ def check_declared(service: ServiceDescriptor) -> None:
         kind = METHODS.get(method.name)
         if kind is None or (kind in {Kind.STREAM, Kind.WATCH}) != method.server_streaming:
             raise LookupError(f"boundary.METHODS does not say what {method.name} needs of its caller")
-
-
-def _reader(context: Context) -> Callable[[], Presented]:
-    # Asked of gRPC now, while the call is certainly there.
-    metadata, connection = context.invocation_metadata() or (), context.auth_context()
-    return lambda: presented(metadata, connection)
 
 
 async def _abort(context: Context, record: Record, error: Exception) -> NoReturn:

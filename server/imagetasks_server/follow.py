@@ -123,6 +123,8 @@ class Subscription:
         self._followed: dict[Target, tuple[Followed, functools.partial[None]]] = {}
         # Whose view has moved since the last gathering.
         self._moved: dict[Followed, None] = {}
+        # Kept: before Python 3.12 it is a call to the system to find it out.
+        self._loop = asyncio.get_running_loop()
         self._is_awake = False
         self._sleep: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -183,7 +185,7 @@ class Subscription:
 
     async def moved(self, seconds: float) -> None:
         """Wait until something may have changed, or at most so long. It may also return without a reason."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         until = loop.time() + seconds
         if self._timer is None or self._timer.when() > until:
             if self._timer is not None:

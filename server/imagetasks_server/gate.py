@@ -1,8 +1,8 @@
 """Who may come in: decided for each call before anything shared is looked at, and when that may change."""
 
-import contextlib
-from collections.abc import AsyncIterator, Callable
-from typing import Final
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Final, TypeAlias
 
 from cachetools import LRUCache
 
@@ -16,6 +16,7 @@ from imagetasks_server.auth import (
     digest_of,
     header_of,
     invalid,
+    presented,
     verified,
 )
 from imagetasks_server.clock import Clock
@@ -23,8 +24,31 @@ from imagetasks_server.config import Settings
 from imagetasks_server.errors import Error
 from imagetasks_server.jwks import Jwks
 
+Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
+Connection: TypeAlias = Mapping[str, Iterable[bytes]]
+
 # JWTs whose signatures are remembered; about 1 KiB each.
 BELIEVED: Final = 1024
+
+
+class Stay:
+    """A call that is inside."""
+
+    __slots__ = ("_access", "_inside", "_who")
+
+    def __init__(
+        self, inside: dict[Access, tuple[Identity, str]], access: Access, identity: Identity, method: str
+    ) -> None:
+        self._inside = inside
+        self._access = access
+        self._who = (identity, method)
+
+    def __enter__(self) -> Access:
+        self._inside[self._access] = self._who
+        return self._access
+
+    def __exit__(self, *_: object) -> None:
+        del self._inside[self._access]
 
 
 class Gate:
@@ -33,12 +57,18 @@ class Gate:
     Args:
         settings: Who may.
         clock: Unix seconds.
+
+    Attributes:
+        asks_for_certificates: Whether clients show certificates.
     """
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
+        # Settled at the start, as whether there is TLS is.
+        self.asks_for_certificates = settings.tls_client_ca is not None
         self._clock = clock
         self._policy = _policy(settings)
         self._keys = None if settings.jwt is None else Jwks(settings.jwt, clock)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._inside: dict[Access, tuple[Identity, str]] = {}
         self._retired: list[Jwks] = []
         # A signature costs more than all the rest of a call.
@@ -62,28 +92,29 @@ class Gate:
             except Error as error:
                 access.end(error)
 
-    @contextlib.asynccontextmanager
-    async def admitted(self, read: Callable[[], Presented], method: str) -> AsyncIterator[Access]:
-        """A call's access, as long as the context lasts.
+    async def admitted(self, metadata: Metadata, connection: Connection, method: str) -> "Stay":
+        """A call's access, as long as the context lasts that this is.
 
         Args:
-            read: Gives what the call presents.
+            metadata: The call's.
+            connection: What gRPC says of the connection, by property; nothing of it where no certificates
+                are asked for.
             method: The method's name.
 
         Raises:
             Error: It may not come in.
         """
-        identity = ANONYMOUS if self._policy.is_open else await self._identity(read())
+        policy = self._policy
+        identity = ANONYMOUS if policy.is_open else await self._identity(presented(metadata, connection))
         # A connection outlives the certificate that it was opened with.
         if self._clock() >= identity.expires:
             raise expired()
         permission = self._policy.permission(identity, method)
-        access = Access(permission, self._policy.name(identity, permission), identity.expires)
-        self._inside[access] = (identity, method)
-        try:
-            yield access
-        finally:
-            del self._inside[access]
+        # Found out once: before Python 3.12 it is a call to the system each time.
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        name = self._policy.name(identity, permission)
+        access = Access(permission, name, identity.expires, asyncio.current_task(loop))
+        return Stay(self._inside, access, identity, method)
 
     async def close(self) -> None:
         """End what fetches keys."""

@@ -60,6 +60,7 @@ class Permission:
     grants: tuple[Grant, ...] = (Grant(),)
     quota: Quota = NO_QUOTA
     _known: dict[tuple[str, str], bool] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _seen: dict[str, bool] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def is_everything(self) -> bool:
@@ -68,7 +69,12 @@ class Permission:
 
     def sees_account(self, account: str) -> bool:
         """Whether anything of an account by this name may be seen, if there is one."""
-        return any(matches_any(grant.accounts, account) for grant in self.grants)
+        known = self._seen.get(account)
+        if known is None:
+            if len(self._seen) >= _REMEMBERED:
+                self._seen.clear()
+            known = self._seen[account] = any(matches_any(grant.accounts, account) for grant in self.grants)
+        return known
 
     def allows(self, account: str, region: str) -> bool:
         """Whether this target may be seen."""

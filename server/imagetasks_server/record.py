@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 import grpc
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, Any]
 
 REQUEST_ID: Final = "x-request-id"
@@ -28,7 +30,8 @@ _SANE_ID = re.compile(r"[A-Za-z0-9_.:+/=-]{1,64}")
 # They last as long as the caller likes: it tells nothing how long they took. Their first message does.
 _ENDLESS: Final = frozenset({"WatchStoreImageTasks"})
 
-_getrandbits: Final = random.SystemRandom().getrandbits
+# Seeded by the system; asking it each time would cost more.
+_getrandbits: Final = random.Random().getrandbits  # noqa: S311  # names a call, guards nothing
 
 
 class Records:
@@ -84,6 +87,7 @@ class Record:
         peer: The caller's address, as gRPC writes it.
         request_id: What the caller may quote: its own, if that is short and plain, else a new one. It is
             in the log lines of the call, and in its trailing metadata.
+        metadata: What the caller sent along.
         tally: What it is about and what it costs.
     """
 
@@ -98,7 +102,8 @@ class Record:
         self._reason = ""
         self._began = time.perf_counter()
         self._is_timed = False
-        self.request_id, trace = _read(context.invocation_metadata() or ())
+        self.metadata: Metadata = tuple(context.invocation_metadata() or ())
+        self.request_id, trace = _read(self.metadata)
         context.set_trailing_metadata(self.trailing_metadata)
         if records.tracer is not None:
             self.tally.span = records.tracer.begin(records.service, method, trace)

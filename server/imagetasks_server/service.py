@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import re
 from collections.abc import AsyncGenerator, Sequence
@@ -32,6 +33,8 @@ from imagetasks_server.watching import Asked, Watching
 
 MAX_NAMES: Final = 2000
 NANOS: Final = 1_000_000_000
+# A request up to this is checked once for all who send it.
+REMEMBERED_BYTES: Final = 4096
 
 # Once: it is read from the disk.
 _VERSION: Final = importlib.metadata.version("imagetasks")
@@ -96,14 +99,11 @@ class Service:
         self, request: pb.DescribeStoreImageTasksRequest, call: Call
     ) -> bytes:
         """One page, as a serialised DescribeStoreImageTasksResponse."""
-        selection = describe_selection(request.image_ids, request.filters)
-        page_size = _page_size(request)
-        _check_names(request.accounts, request.regions)
-        print_ = _fingerprint(request)
-        token = PageToken.decode(request.next_token, print_) if request.next_token else None
+        checked = _checked_again(request)
+        token = PageToken.decode(request.next_token, checked.fingerprint) if request.next_token else None
         floor = token.floor if token else None
-        question = self._question(selection, request, call, not_before=floor)
-        place = Place(print_, page_size, token)
+        question = self._question(checked.selection, request, call, not_before=floor)
+        place = Place(checked.fingerprint, checked.page_size, token)
         while True:
             permission = call.access.permission
             resolution = await self._targets.resolve(request.accounts, request.regions, permission=permission)
@@ -224,6 +224,35 @@ class Service:
         if reader.last_error is not None:
             state.last_error.CopyFrom(reader.last_error.at(target.account, target.region).status())
         return state
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What a describe asks for, by EC2's rules."""
+
+    selection: Selection
+    page_size: int | None
+    fingerprint: str
+
+
+def _checked_again(request: pb.DescribeStoreImageTasksRequest) -> _Checked:
+    # Callers that poll send the same bytes each time. A selection with filters remembers names: not for long.
+    if request.filters:
+        return _checked(request)
+    message = request.SerializeToString()
+    return _checked_bytes(message) if len(message) <= REMEMBERED_BYTES else _checked(request)
+
+
+@functools.lru_cache(maxsize=1024)
+def _checked_bytes(message: bytes) -> _Checked:
+    return _checked(pb.DescribeStoreImageTasksRequest.FromString(message))
+
+
+def _checked(request: pb.DescribeStoreImageTasksRequest) -> _Checked:
+    selection = describe_selection(request.image_ids, request.filters)
+    page_size = _page_size(request)
+    _check_names(request.accounts, request.regions)
+    return _Checked(selection, page_size, _fingerprint(request))
 
 
 def _fingerprint(request: pb.DescribeStoreImageTasksRequest) -> str:

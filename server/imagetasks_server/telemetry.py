@@ -1,9 +1,15 @@
 """Every log event, named once, and how the log is rendered."""
 
+import asyncio
+import atexit
 import enum
+import json
 import logging
 import sys
+import threading
+from typing import TextIO
 
+import orjson
 import structlog
 
 
@@ -43,7 +49,7 @@ def configure_log(level: str, *, json_lines: bool) -> None:
         json_lines: False is for people.
     """
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
+        structlog.processors.JSONRenderer(serializer=_json)
         if json_lines
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
@@ -58,7 +64,7 @@ def configure_log(level: str, *, json_lines: bool) -> None:
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Lines(sys.stderr),
         cache_logger_on_first_use=True,
     )
 
@@ -76,6 +82,57 @@ def _render_others(
     )
     # Below this, botocore tells what it signs and sends.
     logging.basicConfig(handlers=[handler], level=max("WARNING", level.upper(), key=_number), force=True)
+
+
+class _Lines:
+    """Writes lines: all of one turn of the event loop at once, for each write is a call to the system."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._waiting: list[str] = []
+        # Kept: to find out which loop runs is a call to the system, too, before Python 3.12.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        atexit.register(self.flush)
+
+    def msg(self, line: str) -> None:
+        """Write it soon; at once outside of an event loop."""
+        self._waiting.append(line)
+        if len(self._waiting) > 1:
+            return
+        if self._loop is None or self._loop.is_closed() or self._thread != threading.get_ident():
+            try:
+                self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+            except RuntimeError:
+                self.flush()
+                return
+        if self._loop.is_running():
+            self._loop.call_soon(self.flush)
+        else:
+            self.flush()
+
+    def error(self, line: str) -> None:
+        """Write it now: the next thing may be the end."""
+        self._waiting.append(line)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        lines, self._waiting = self._waiting, []
+        if lines:
+            self._stream.write("\n".join((*lines, "")))
+            self._stream.flush()
+
+    debug = info = warning = msg
+    critical = exception = error
+
+
+def _json(fields: dict[str, object], **_: object) -> str:
+    try:
+        return orjson.dumps(fields, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        # What is no UTF-8, or a number beyond 64 bits.
+        return json.dumps(fields, default=repr)
 
 
 def _number(level: str) -> int:
