@@ -140,7 +140,7 @@ def test_a_gateway_that_dies_is_told_with_its_last_words(mark: str, terminal: Te
     terminal.read_until(lambda: False)
     assert terminal.process.wait(SECONDS) == 2
     assert "make run: the gateway ended; its last words:" in terminal.output
-    assert '"event": "serving"' in terminal.output
+    assert '"event":"serving"' in terminal.output
     assert "Traceback" not in terminal.output
 
 

@@ -191,6 +191,8 @@ async def over_tls(
     server.add_generic_rpc_handlers((gateway.boundary.handler(gateway.gateway.service),))
     own = authority.leaf(x509.DNSName("localhost"))
     root = authority.certificate()
+    # As `tls_client_ca` would.
+    gateway.gateway.gate.asks_for_certificates = True
     port = server.add_secure_port(
         "127.0.0.1:0", grpc.ssl_server_credentials([own], root, require_client_auth=True)
     )

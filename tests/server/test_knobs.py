@@ -600,7 +600,7 @@ async def test_reflection_is_served_where_it_is_meant(
 @proves("log_level", "log_json")
 def test_the_log_is_rendered_and_kept_short_as_configured(capsys: pytest.CaptureFixture[str]) -> None:
     for level, json_lines, expected in (
-        ("info", True, ['{"fine": true', "said"]),
+        ("info", True, ['{"fine":true', "said"]),
         ("info", False, ["fine", "said"]),
         ("error", True, []),
     ):

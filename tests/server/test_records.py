@@ -166,7 +166,7 @@ def test_no_secret_is_ever_logged() -> None:
             )
             assert next(again).started.resumed
             again.cancel()
-        assert becomes(lambda: sum('"method": "WatchStoreImageTasks"' in line for line in running.log) == 2)
+        assert becomes(lambda: sum('"method":"WatchStoreImageTasks"' in line for line in running.log) == 2)
         log = "".join(running.log)
     assert '"request_id"' in log
     for secret in (*SECRETS.values(), *found):
