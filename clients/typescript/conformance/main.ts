@@ -138,7 +138,7 @@ function listening(last: Last): BareCallOptions {
   const take = (received: Metadata) => {
     const said = Object.keys(received.getMap()).filter((key) => key.startsWith("x-conformance-"));
     const values = said.map((key) => [key, received.get(key).at(-1)?.toString("base64")]);
-    last["metadata"] = { ...(last["metadata"] ?? {}), ...Object.fromEntries(values) };
+    last.metadata = { ...(last.metadata ?? {}), ...Object.fromEntries(values) };
   };
   return { onHeader: take, onTrailer: take };
 }

@@ -97,7 +97,7 @@ function buffer(pem: string | Buffer | undefined): Buffer | null {
 
 /** Where an endpoint leads: gRPC's name of it, and whether with TLS, and whether on this machine. */
 export function parseEndpoint(given?: string): { target: string; tls: boolean; local: boolean } {
-  const text = given || process.env["IMAGETASKS_ENDPOINT"] || DEFAULT_ENDPOINT;
+  const text = given || process.env.IMAGETASKS_ENDPOINT || DEFAULT_ENDPOINT;
   if (text.startsWith("unix:")) {
     return { target: text, tls: false, local: true };
   }

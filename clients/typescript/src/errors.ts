@@ -48,10 +48,10 @@ export class ImageTasksError extends Error {
     const info = this.#find(ErrorInfoSchema, (each) => each.domain === DOMAIN);
     if (info) {
       this.reason = info.reason;
-      this.account = info.metadata["account"] ?? "";
-      this.region = info.metadata["region"] ?? "";
-      this.awsErrorCode = info.metadata["awsErrorCode"] ?? "";
-      this.awsRequestId = info.metadata["awsRequestId"] ?? "";
+      this.account = info.metadata.account ?? "";
+      this.region = info.metadata.region ?? "";
+      this.awsErrorCode = info.metadata.awsErrorCode ?? "";
+      this.awsRequestId = info.metadata.awsRequestId ?? "";
     }
     const retry = this.#find(RetryInfoSchema);
     this.retryDelayMs = retry && (retry.retryDelay ? durationMs(retry.retryDelay) : 0);
