@@ -101,7 +101,7 @@ export function parseEndpoint(given?: string): { target: string; tls: boolean; l
   if (text.startsWith("unix:")) {
     return { target: text, tls: false, local: true };
   }
-  const [scheme, rest] = text.includes("://") ? (text.split("://", 2) as [string, string]) : ["", text];
+  const [, scheme = "", rest = ""] = /^(?:(.*?):\/\/)?(.*)$/s.exec(text) ?? [];
   const standard = { "": "50051", http: "80", https: "443" }[scheme];
   // As a scheme that the class does not know, for it would drop the standard ports of those it does.
   const url = URL.canParse(`grpc://${rest}`) ? new URL(`grpc://${rest}`) : undefined;
