@@ -52,7 +52,7 @@ async function wait(client: Client): Promise<void> {
   for (const task of response.storeImageTaskResults) {
     await react(task).catch((error: unknown) => failed.push(error));
     if (task.storeTaskState === StoreTaskState.FAILED) {
-      failed.push(new Error(`${task.amiId} failed: ${task.storeTaskFailureReason}`));
+      failed.push(new Error(`${ami(task)} failed: ${task.storeTaskFailureReason ?? ""}`));
     }
   }
   if (failed.length > 0) {
@@ -70,7 +70,7 @@ async function follow(client: Client): Promise<void> {
 }
 
 async function react(task: StoreImageTaskResult): Promise<void> {
-  console.error(`${task.amiId} in ${task.account} ${task.region}: ${task.ec2StoreTaskState}`);
+  console.error(`${ami(task)} in ${task.account} ${task.region}: ${task.ec2StoreTaskState ?? ""}`);
   if (options.exec) {
     await run(options.exec, task);
   }
@@ -89,12 +89,14 @@ async function run(command: string, task: StoreImageTaskResult): Promise<void> {
     IMAGETASKS_BUCKET: task.bucket,
     IMAGETASKS_KEY: task.s3ObjectKey,
     // Empty where EC2 sent none, which is not 0.
-    IMAGETASKS_PERCENTAGE: `${task.progressPercentage ?? ""}`,
+    IMAGETASKS_PERCENTAGE: task.progressPercentage?.toString() ?? "",
     IMAGETASKS_FAILURE: task.storeTaskFailureReason ?? "",
   };
-  const [code] = await once(spawn("sh", ["-c", command], { stdio: "inherit", env }), "exit");
+  const [code] = (await once(spawn("sh", ["-c", command], { stdio: "inherit", env }), "exit")) as [
+    number | null,
+  ];
   if (code !== 0) {
-    throw new Error(`the command for ${task.amiId} ended with ${code}`);
+    throw new Error(`the command for ${ami(task)} ended with ${code ?? "a signal"}`);
   }
 }
 
@@ -106,8 +108,12 @@ async function post(url: string, task: StoreImageTaskResult): Promise<void> {
     signal: AbortSignal.timeout(HOOK_TIMEOUT_MS),
   });
   if (!response.ok) {
-    throw new Error(`the hook for ${task.amiId} answers ${response.status}`);
+    throw new Error(`the hook for ${ami(task)} answers ${response.status}`);
   }
+}
+
+function ami(task: StoreImageTaskResult): string {
+  return task.amiId ?? "";
 }
 
 function text(error: unknown): string {

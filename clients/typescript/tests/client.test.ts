@@ -78,7 +78,7 @@ test("a unix socket, and a token that is asked for anew", async (context) => {
     `unix:${join(directory, "gateway")}`,
   );
   let asked = 0;
-  const client = connect({ endpoint, token: async () => `token-${++asked}` });
+  const client = connect({ endpoint, token: () => Promise.resolve(`token-${++asked}`) });
   context.after(() => client.close());
   await client.stub.listTargets({});
   await client.stub.listTargets({});

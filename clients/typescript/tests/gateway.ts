@@ -45,7 +45,7 @@ export async function serve(test: TestContext, methods: Methods, address = "127.
       }),
       ...(listTargets && { targets: listTargets }),
       ...(watchStoreImageTasks && { watch: watchStoreImageTasks }),
-    } as grpc.UntypedServiceImplementation,
+    },
   );
   const port = await new Promise<number>((resolve, reject) => {
     server.bindAsync(address, grpc.ServerCredentials.createInsecure(), (error, bound) =>

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import type { TestContext } from "node:test";
 import { test } from "node:test";
 import { create } from "@bufbuild/protobuf";
+import { WireType } from "@bufbuild/protobuf/wire";
 import { Code, connect, ImageTasksError } from "imagetasks";
 import * as pb from "imagetasks/v1";
 import { REMEMBERED, STEADY_MS, Watched } from "../src/watched.js";
@@ -50,7 +51,7 @@ test("a token alone is no news, and tasks that differ in what is unknown are", (
   assert.equal(state.received(complete("one"), 0).length, 1);
   assert.deepEqual(state.received(changes("two", [task("a", 1)]), 0), []);
   const later = task("a", 1);
-  later.$unknown = [{ no: 99, wireType: 0, data: new Uint8Array([1]) }];
+  later.$unknown = [{ no: 99, wireType: WireType.Varint, data: new Uint8Array([1]) }];
   assert.equal(state.received(changes("three", [later]), 0).length, 1);
 });
 
@@ -89,7 +90,8 @@ for (const how of ["signal", "close"] as const) {
     const leaving = new AbortController();
     const watch = gateway.watch({}, { signal: leaving.signal });
     let count = 0;
-    for await (const _ of watch) {
+    for await (const change of watch) {
+      assert.equal(change.task.taskId, "a");
       count += 1;
       assert.equal(watch.isCaughtUp, true);
       if (how === "signal") {
@@ -111,7 +113,7 @@ test("it ends while it pauses, and tells what it pauses for", async (context) =>
   const looking = setInterval(() => watch.lastError && leaving.abort());
   context.after(() => clearInterval(looking));
   for await (const change of watch) {
-    assert.fail(`told ${change.type}`);
+    assert.fail(`told of ${change.task.taskId}`);
   }
   assert.equal(watch.lastError?.code, Code.ABORTED);
 });
