@@ -115,6 +115,7 @@ export function fromError(error: unknown): ImageTasksError {
 
 /** The error that the status of a TargetOutcome or of a TargetState stands for. */
 export function fromStatus(status: Status): ImageTasksError {
+  // eslint-disable-next-line @typescript-eslint/no-unsafe-enum-assignment -- the wire's number is gRPC's
   return new ImageTasksError(status.code, status.message, status.details);
 }
 
