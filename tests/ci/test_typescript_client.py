@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_go_client import hook, in_progress
 
 from processes import ROOT, SECONDS, Gateway, gateway
+from reactions import hook, in_progress
 
 EXAMPLE = ROOT / "clients/typescript/dist/examples/wait-and-react.js"
 
