@@ -21,7 +21,8 @@ export class Watch implements AsyncIterable<Change> {
   readonly #stub: Stub;
   readonly #signals: readonly AbortSignal[];
   readonly #watched: Watched;
-  #ready: Change[] = [];
+  // An iterator, for it keeps its place when a loop is left.
+  #ready: Iterator<Change> = [][Symbol.iterator]();
   #pause = 0;
   #lastError: ImageTasksError | undefined;
 
@@ -84,8 +85,8 @@ export class Watch implements AsyncIterable<Change> {
   }
 
   *#told(): Generator<Change, void> {
-    for (let change = this.#ready.shift(); change; change = this.#ready.shift()) {
-      yield change;
+    for (let next = this.#ready.next(); !next.done; next = this.#ready.next()) {
+      yield next.value;
     }
   }
 
@@ -103,7 +104,7 @@ export class Watch implements AsyncIterable<Change> {
         signal: hangUp.signal,
       })) {
         clearTimeout(dead);
-        this.#ready = watched.received(message, performance.now());
+        this.#ready = watched.received(message, performance.now())[Symbol.iterator]();
         yield* this.#told();
         if (message.event.case === "closing") {
           return;
