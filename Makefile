@@ -20,11 +20,13 @@ buf_config := --config buf.yaml --path imagetasks
 own_scripts := scripts tests/project tests/ci tests/conformance
 
 # Beyond Python: each language has its tool, and a target that builds its client and runner and tests them.
-# typescript, java and rust: a name in `languages`, a tool, and the target below.
-languages := go
+# java and rust: a name in `languages`, a tool, and the target below.
+languages := go typescript
 tool_go := go
+tool_typescript := npm
 built = $(foreach each,$(languages),$(if $(shell command -v $(tool_$(each))),$(each)))
 go_bin := $(CURDIR)/.build/bin
+npm_installed := clients/typescript/node_modules/.package-lock.json
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -48,7 +50,7 @@ fix: .venv/project ## repair what ruff can, and format
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
 
-stubs: .venv/project $(if $(shell command -v go),.build/bin/protoc-gen-go .build/bin/protoc-gen-go-grpc) ## generate from the contract what is checked in: stubs, descriptor set, fingerprints
+stubs: .venv/project $(if $(shell command -v go),.build/bin/protoc-gen-go .build/bin/protoc-gen-go-grpc) $(if $(shell command -v npm),$(npm_installed)) ## generate from the contract what is checked in: stubs, descriptor set, fingerprints
 	$(python) scripts/stubs.py
 
 clients: $(addprefix client-,$(built)) ## build and test the clients of other languages whose toolchain is here
@@ -77,7 +79,7 @@ lock: .venv/project ## resolve the dependencies anew, within pyproject.toml (UPG
 compile = pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(if $(UPGRADE),--upgrade)
 
 clean: ## remove everything that make has made
-	rm -rf .venv .venv-awscli .build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-awscli .build dist clients/typescript/dist clients/typescript/node_modules .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # pip refuses hashes and an editable project in one go: first what is locked, then the project alone.
@@ -107,6 +109,13 @@ client-go:
 
 .build/bin/protoc-gen-go .build/bin/protoc-gen-go-grpc: Makefile
 	GOBIN=$(go_bin) go install $(if $(filter %-grpc,$@),$(protoc_gen_go_grpc),$(protoc_gen_go))
+	@touch $@
+
+client-typescript: $(npm_installed)
+	cd clients/typescript && npm run --silent check && npm run --silent build && npm run --silent test
+
+$(npm_installed): clients/typescript/package.json clients/typescript/package-lock.json clients/typescript/.npmrc
+	cd clients/typescript && npm ci
 	@touch $@
 
 define venv

@@ -7,6 +7,7 @@ contract gives. Stubs of a language whose generator is not here are left out, an
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,8 @@ PYTHON = Path("clients/python")
 GO = Path("clients/go")
 GO_MODULE = "github.com/imagetasks/imagetasks/clients/go"
 GO_PLUGINS = tuple(ROOT / ".build/bin" / name for name in ("protoc-gen-go", "protoc-gen-go-grpc"))
+TYPESCRIPT = Path("clients/typescript")
+TYPESCRIPT_PLUGINS = (ROOT / TYPESCRIPT / "node_modules/.bin/protoc-gen-es",)
 # What is generated, relative to the root.
 PYTHON_STUBS = tuple(
     PYTHON / PROTO.with_name(f"{PROTO.stem}_{ending}")
@@ -30,6 +33,11 @@ GO_STUBS = tuple(GO / "imagetasksv1" / f"{PROTO.stem}{ending}" for ending in (".
 # Also in the descriptor set: the contract does not import it, but its messages are the errors' details, which
 # tools can show only if they know them.
 MORE = ("google/rpc/error_details.proto",)
+# Its messages have no package in TypeScript that brings them.
+TYPESCRIPT_PROTOS = (str(PROTO), "google/rpc/status.proto", *MORE)
+TYPESCRIPT_STUBS = tuple(
+    TYPESCRIPT / "src/gen" / Path(proto).with_name(f"{Path(proto).stem}_pb.ts") for proto in TYPESCRIPT_PROTOS
+)
 
 
 class GenerationError(Exception):
@@ -44,9 +52,12 @@ def generate(into: Path) -> list[Path]:
     """
     _python(into / PYTHON)
     written = [*PYTHON_STUBS, PROTOSET]
-    if not missing():
+    if _are_here(GO_PLUGINS):
         _go(into / GO)
         written += GO_STUBS
+    if _are_here(TYPESCRIPT_PLUGINS):
+        _typescript(into / TYPESCRIPT / "src/gen")
+        written += TYPESCRIPT_STUBS
     for path, text in contracts().items():
         (into / path).parent.mkdir(parents=True, exist_ok=True)
         (into / path).write_text(text)
@@ -56,9 +67,14 @@ def generate(into: Path) -> list[Path]:
 
 def missing() -> list[str]:
     """What is left out, and why."""
-    if all(plugin.is_file() for plugin in GO_PLUGINS):
-        return []
-    return ["Go's stubs, for protoc-gen-go is not built (make stubs builds it where Go is)"]
+    left_out = []
+    if not _are_here(GO_PLUGINS):
+        left_out.append("Go's stubs, for protoc-gen-go is not built (make stubs builds it where Go is)")
+    if not _are_here(TYPESCRIPT_PLUGINS):
+        left_out.append(
+            "TypeScript's stubs, for protoc-gen-es is not installed (make stubs installs it where npm is)"
+        )
+    return left_out
 
 
 def stale() -> list[Path]:
@@ -129,6 +145,20 @@ def _go(into: Path) -> None:
     ]
     plugins = [f"--plugin={plugin.name}={plugin}" for plugin in GO_PLUGINS]
     _protoc(*plugins, *options, str(PROTO))
+
+
+def _typescript(into: Path) -> None:
+    into.mkdir(parents=True, exist_ok=True)
+    _protoc(
+        *(f"--plugin={plugin.name}={plugin}" for plugin in TYPESCRIPT_PLUGINS),
+        f"--es_out={into}",
+        "--es_opt=target=ts,import_extension=js",
+        *TYPESCRIPT_PROTOS,
+    )
+
+
+def _are_here(plugins: Iterable[Path]) -> bool:
+    return all(plugin.is_file() for plugin in plugins)
 
 
 def _protoc(*arguments: str) -> None:

@@ -1,5 +1,6 @@
 """The locks say what pyproject.toml says, by hash, and name no place to get it from."""
 
+import json
 import re
 import sys
 import tomllib
@@ -66,6 +67,17 @@ def test_the_lock_satisfies_what_is_required(lock: str, lines: list[str]) -> Non
     versions = pinned(lock)
     for requirement in requirements(lines):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
+def test_npm_installs_by_hash_from_no_place_in_particular() -> None:
+    client = ROOT / "clients/typescript"
+    lock = json.loads((client / "package-lock.json").read_text())["packages"]
+    assert "resolved" not in str(lock)
+    assert [name for name, package in lock.items() if name and "integrity" not in package] == []
+    # Each version is one, not a range.
+    named = json.loads((client / "package.json").read_text())
+    pinned_there = {**named["dependencies"], **named["devDependencies"]}
+    assert {name: lock[f"node_modules/{name}"]["version"] for name in pinned_there} == pinned_there
 
 
 @pytest.mark.parametrize("lock", [SERVER, BUILD])
