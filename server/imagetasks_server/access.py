@@ -27,6 +27,8 @@ class Access:
 
     Attributes:
         ended: Why it may see nothing any more.
+        shown: What the call brought along, where nobody has looked at it: its metadata, and what gRPC says of
+            the connection.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Access:
         self.caller = caller
         self.expires = expires
         self.ended: Error | None = None
+        self.shown: tuple[Any, Any] = ((), {})
         self._listeners: set[Callable[[], None]] = set()
         self._task = task
         self._is_guarded = False

@@ -50,6 +50,7 @@ class Accounts(Mapping[str, OpenAccount]):
         targets: Targets,
         wanted: Sequence[AccountSettings],
         unlisted: Mapping[str, Error] | None = None,
+        switch: Callable[[], None] = lambda: None,
     ) -> None:
         """From now on these are the accounts; one that is configured as before is left as it is.
 
@@ -57,6 +58,7 @@ class Accounts(Mapping[str, OpenAccount]):
             targets: Is told.
             wanted: The accounts, no name twice.
             unlisted: Organizations whose accounts could not be listed so far, and why.
+            switch: Called in the very moment in which they come into force.
 
         Raises:
             Error: One cannot be opened. Nothing has changed then.
@@ -73,6 +75,7 @@ class Accounts(Mapping[str, OpenAccount]):
                 {each.name: each.exclude_regions for each in wanted},
                 unlisted,
             )
+            switch()
             await _close(each for name, each in before.items() if self._open.get(name) is not each)
 
     async def close(self) -> None:

@@ -67,7 +67,7 @@ class Gateway:
     def permit(self, settings: Settings) -> None:
         """From now on these settings say who may see what; calls under way are decided again."""
         self.gate.replace(settings)
-        self.records.metrics.callers = frozenset(each.name for each in settings.callers)
+        self.records.metrics.callers = _names(settings)
 
     async def close(self) -> None:
         """End everything that asks AWS, and others."""
@@ -83,7 +83,7 @@ def assemble(
     tracer: "Tracer | None" = None,
 ) -> Gateway:
     """A gateway over these accounts, which may come and go; it asks nothing yet."""
-    metrics = Metrics({each.name for each in settings.callers})
+    metrics = Metrics(_names(settings))
     targets = Targets(
         accounts,
         {each.name: each.regions for each in settings.accounts},
@@ -141,6 +141,10 @@ def assemble(
         longest=settings.limits.max_stream_age,
     )
     return Gateway(targets, registry, service, boundary, followers, records, gate)
+
+
+def _names(settings: Settings) -> frozenset[str]:
+    return frozenset({"anonymous", *(each.name for each in settings.callers)})
 
 
 def _registry(

@@ -12,6 +12,7 @@ import aioboto3
 from imagetasks_server.account_settings import HOME_REGIONS, Access, partition_of
 from imagetasks_server.aws_credentials import Credentials
 from imagetasks_server.aws_tls import tls_context
+from imagetasks_server.errors import Unavailable
 
 
 class AwsSession:
@@ -60,7 +61,12 @@ class AwsSession:
             self._building[key] = asyncio.ensure_future(self._build(key))
         try:
             # One build for all who ask; who leaves does not take it along.
-            return await asyncio.shield(self._building[key])
+            building = self._building[key]
+            return await asyncio.shield(building)
+        except asyncio.CancelledError:
+            if not building.cancelled():
+                raise
+            raise Unavailable("AWS_UNREACHABLE", "the account's configuration has just changed") from None
         finally:
             if key in self._building and self._building[key].done():
                 del self._building[key]

@@ -237,7 +237,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _somebody_may_ask(self) -> "Settings":
-        if self._names_nobody and not self.is_open:
+        if self.names_nobody and not self.is_open:
             raise ValueError(
                 f"callers: {self.listen} can be reached from other machines, and nobody may ask anything; "
                 "name callers, or say insecure = true (--insecure) if everybody may"
@@ -245,13 +245,14 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def _names_nobody(self) -> bool:
+    def names_nobody(self) -> bool:
+        """Whether nothing is said of who may ask."""
         return not self.callers and self.anonymous is None and self.jwt is None
 
     @property
     def is_open(self) -> bool:
         """Whether anybody who reaches the gateway may ask everything."""
-        return self._names_nobody and (self.is_local or self.insecure)
+        return self.names_nobody and (self.is_local or self.insecure)
 
     @property
     def is_local(self) -> bool:

@@ -20,12 +20,14 @@ from imagetasks_server.auth import (
     verified,
 )
 from imagetasks_server.clock import Clock
-from imagetasks_server.config import Settings
+from imagetasks_server.config import ConfigError, Settings
 from imagetasks_server.errors import Error
 from imagetasks_server.jwks import Jwks
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 Connection: TypeAlias = Mapping[str, Iterable[bytes]]
+
+Shown: TypeAlias = tuple[Metadata, Connection]
 
 # JWTs whose signatures are remembered; about 1 KiB each.
 BELIEVED: Final = 1024
@@ -66,13 +68,25 @@ class Gate:
         # Settled at the start, as whether there is TLS is.
         self.asks_for_certificates = settings.tls_client_ca is not None
         self._clock = clock
-        self._policy = _policy(settings)
+        # Settled at the start too: a file that was emptied must not let everybody in.
+        self._is_open = settings.is_open
+        self._default_quota = settings.limits.default_quota
+        self._policy = self._policy_of(settings)
         self._keys = None if settings.jwt is None else Jwks(settings.jwt, clock)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inside: dict[Access, tuple[Identity, str]] = {}
         self._retired: list[Jwks] = []
         # A signature costs more than all the rest of a call.
         self._believed: LRUCache[bytes, tuple[Key, object, Identity]] = LRUCache(BELIEVED)
+
+    def check(self, settings: Settings) -> None:
+        """Whether these settings may come into force.
+
+        Raises:
+            ConfigError: They name nobody, and so would let everybody in where callers had been named.
+        """
+        if settings.names_nobody and not self._policy.is_open:
+            raise ConfigError("callers: nobody is named any more; to let everybody in takes a restart")
 
     def replace(self, settings: Settings) -> None:
         """From now on these settings say who may. Every call under way is decided again, at once.
@@ -85,12 +99,39 @@ class Gate:
             if self._keys is not None:
                 self._retired.append(self._keys)
             self._keys = None if settings.jwt is None else Jwks(settings.jwt, self._clock)
-        self._policy = _policy(settings)
+        was_open = self._policy.is_open
+        self._policy = self._policy_of(settings)
         for access, (identity, method) in tuple(self._inside.items()):
             try:
-                access.decide(self._policy.permission(identity, method))
+                known = self._known(access.shown) if was_open else identity
+                self._inside[access] = (known, method)
+                access.decide(self._policy.permission(known, method))
             except Error as error:
                 access.end(error)
+
+    def _known(self, shown: Shown) -> Identity:
+        """Who came in while nobody was asked; a JWT takes longer to look at, so its caller comes again."""
+        try:
+            credential = presented(*shown)
+        except Error:
+            return ANONYMOUS
+        if credential.token is not None:
+            return self._policy.static(credential.token) or ANONYMOUS
+        certificate = credential.certificate
+        return (
+            ANONYMOUS
+            if certificate is None
+            else Identity(certificate=certificate, expires=certificate.expires)
+        )
+
+    def _policy_of(self, settings: Settings) -> Policy:
+        return Policy(
+            settings.callers,
+            settings.anonymous,
+            settings.jwt,
+            is_open=self._is_open and settings.names_nobody,
+            default_quota=self._default_quota,
+        )
 
     async def admitted(self, metadata: Metadata, connection: Connection, method: str) -> "Stay":
         """A call's access, as long as the context lasts that this is.
@@ -114,6 +155,8 @@ class Gate:
         loop = self._loop = self._loop or asyncio.get_running_loop()
         name = self._policy.name(identity, permission)
         access = Access(permission, name, identity.expires, asyncio.current_task(loop))
+        if policy.is_open:
+            access.shown = (tuple(metadata), dict(connection))
         return Stay(self._inside, access, identity, method)
 
     async def close(self) -> None:
@@ -142,13 +185,3 @@ class Gate:
             identity = verified(token, header, key, rules, self._clock())
             known = self._believed[digest] = (key, rules, identity)
         return known[2]
-
-
-def _policy(settings: Settings) -> Policy:
-    return Policy(
-        settings.callers,
-        settings.anonymous,
-        settings.jwt,
-        is_open=settings.is_open,
-        default_quota=settings.limits.default_quota,
-    )

@@ -30,6 +30,10 @@ NAMES: Final = ("", SERVICE.full_name)
 # What is asked to find out whether the process is alive: it would not be helped by a restart otherwise.
 ALIVE: Final = "alive"
 
+# Who watches health at once; each holds a connection, and nobody is asked who he is.
+_WATCHERS: Final = 200
+# The longest name that is known is far shorter.
+_MAX_NAME_CHARS: Final = 256
 # Seconds to tell those who watch. One who does not read holds up the servicer.
 _TELL_SECONDS: Final = 1.0
 # Seconds until another look while none has any, unless `every` is less.
@@ -55,6 +59,19 @@ class _Servicer(health.aio.HealthServicer):  # type: ignore[misc]  # the library
     def __init__(self) -> None:
         super().__init__()
         self.statuses: dict[str, int] = {}
+        self._watchers = 0
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802  # gRPC's name
+        # A name would be kept as long as the stream lasts.
+        if len(request.service) > _MAX_NAME_CHARS:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no service of so long a name")
+        if self._watchers >= _WATCHERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch the health already")
+        self._watchers += 1
+        try:
+            await super().Watch(request, context)
+        finally:
+            self._watchers -= 1
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802  # gRPC's name
         status = self.statuses.get(request.service)

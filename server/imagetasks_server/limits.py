@@ -171,8 +171,9 @@ class _Caller:
         Raises:
             Exhausted: It is empty; tells exactly when there will be one.
         """
-        full_at = max(self.full_at, now) + 1 / rate
         capacity = max(1.0, rate if burst is None else burst)
+        # A debt at another rate than today's is no larger than today's bucket.
+        full_at = max(min(self.full_at, now + capacity / rate), now) + 1 / rate
         wait = full_at - now - capacity / rate
         # Below a microsecond nobody waits: it is what adding up fractions leaves.
         if wait > 1e-6:  # noqa: PLR2004

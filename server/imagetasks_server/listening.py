@@ -1,5 +1,6 @@
 """Where the gateway listens: its gRPC servers, and how they end."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,10 +13,16 @@ from imagetasks_server.assembly import Gateway
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.config import ConfigError, Settings
 from imagetasks_server.health import Health
+from imagetasks_server.record import Records
 from imagetasks_server.telemetry import Event
 from imagetasks_server.tls import Certificates
 
 log = structlog.get_logger()
+
+# Calls that come on are answered for so long after the signal, while clients hear that it drains.
+LAME_DUCK_SECONDS: Final = 2.0
+# So long without a new call, and none had been waiting.
+QUIET_SECONDS: Final = 0.1
 
 # Of every server.
 _COMMON: Final = (
@@ -33,9 +40,10 @@ _COMMON: Final = (
 )
 SERVER_OPTIONS: Final = (
     *_COMMON,
-    ("grpc.max_concurrent_streams", 100_000),
-    # The largest legal request is less than half of it.
-    ("grpc.max_receive_message_length", 1024 * 1024),
+    # Of one connection: what arrives of each is kept until it is whole.
+    ("grpc.max_concurrent_streams", 10_000),
+    # The largest legal request is below it.
+    ("grpc.max_receive_message_length", 512 * 1024),
     # Credentials and trace headers take less than half of it; the default above which gRPC refuses only
     # at random is 8 KiB, and it refuses always above 16.
     ("grpc.max_metadata_size", 16 * 1024),
@@ -52,6 +60,20 @@ _HEALTH_OPTIONS: Final = (
     ("grpc.max_concurrent_streams", 100),
     ("grpc.max_receive_message_length", 1024),
 )
+
+
+async def _taken(records: Records, seconds: float) -> None:
+    """Wait until gRPC has handed over the calls that had arrived: stopping would fail them.
+
+    It hands them over in order, so it has when a while has gone by without a new one, or all the seconds.
+    """
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + seconds
+    while (left := ends - loop.time()) > 0:
+        begun = records.begun
+        await asyncio.sleep(min(left, QUIET_SECONDS))
+        if records.begun == begun:
+            return
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +100,7 @@ class Listening:
         await self.health.drain()
         # Watches say goodbye with a token, waits answer; whoever else is under way gets its time.
         gateway.followers.drain()
+        await _taken(gateway.records, min(seconds, LAME_DUCK_SECONDS))
         await self.server.stop(seconds)
         await gateway.boundary.idle()
         # It says to the end that the gateway does not serve.

@@ -171,12 +171,22 @@ async def _serve(
             follows=("callers", "anonymous", "jwt"),
         )
         for lasting in (warm_and_look_after(), reload.heed(signals.reload)):
-            stack.callback(asyncio.create_task(lasting).cancel)
+            task = asyncio.create_task(lasting)
+            task.add_done_callback(functools.partial(_fallen, signals.stop))
+            stack.callback(task.cancel)
         await signals.stop.wait()
+
+
+def _fallen(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
+    """What should last has ended: a new process is better than half a gateway."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical(Event.FALLEN, exc_info=error)
+        stop.set()
 
 
 def _permitting(gateway: Gateway) -> Preparation:
     def prepare(settings: Settings) -> Callable[[], None]:
+        gateway.gate.check(settings)
         return functools.partial(gateway.permit, settings)
 
     return prepare
@@ -226,11 +236,11 @@ async def _list(aws: Aws, organization: OrganizationSettings) -> Sequence[Member
         await account.close()
 
 
-async def _replace(aws: Aws, roster: Roster, settings: Settings) -> None:
+async def _replace(aws: Aws, roster: Roster, settings: Settings, switch: Callable[[], None]) -> None:
     """From now on the accounts and organizations are those of these settings. Raises `ConfigError`."""
     organizations = await _organizations(aws, settings)
     with _said_by_key():
-        await roster.replace(settings.accounts, organizations)
+        await roster.replace(settings.accounts, organizations, switch)
 
 
 @contextlib.contextmanager

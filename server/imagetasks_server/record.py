@@ -44,6 +44,7 @@ class Records:
 
     Attributes:
         under_way: How many, by method.
+        begun: How many there have been.
     """
 
     def __init__(self, service: str, metrics: Metrics, tracer: "Tracer | None" = None) -> None:
@@ -51,6 +52,7 @@ class Records:
         self.metrics = metrics
         self.tracer = tracer
         self.under_way: dict[str, int] = {}
+        self.begun = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -65,6 +67,7 @@ class Records:
 
     def enter(self, method: str) -> None:
         """Count a call."""
+        self.begun += 1
         self.under_way[method] = self.under_way.get(method, 0) + 1
         self._idle.clear()
 

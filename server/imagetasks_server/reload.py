@@ -28,7 +28,8 @@ class Reload:
     Args:
         started: The settings at the start.
         read: Reads them again. Blocks; raises `ConfigError`.
-        replace: Puts accounts and organizations in force. Raises `ConfigError`, and has changed nothing then.
+        replace: Puts accounts and organizations in force, and calls what it is given in the same moment: no
+            caller sees new accounts by an old permission. Raises `ConfigError`, and has changed nothing then.
         prepare: What else follows, in this order.
         follows: Settings that `prepare` puts in force.
     """
@@ -37,7 +38,7 @@ class Reload:
         self,
         started: Settings,
         read: Callable[[], Settings],
-        replace: Callable[[Settings], Awaitable[None]],
+        replace: Callable[[Settings, Callable[[], None]], Awaitable[None]],
         prepare: Sequence[Preparation] = (),
         follows: Collection[str] = (),
     ) -> None:
@@ -58,15 +59,18 @@ class Reload:
         """Reload once. Returns whether the new configuration is in force; if not, that is in the log."""
         try:
             settings, ready = await asyncio.to_thread(self._read_and_prepare)
-            await self._replace(settings)
+
+            def switch() -> None:
+                for use in ready:
+                    use()
+
+            await self._replace(settings, switch)
         except ConfigError as error:
             log.error(Event.RELOAD_REFUSED, text=str(error))  # noqa: TRY400  # the text says all
             return False
         except Exception as error:  # whatever it is, the gateway goes on as it was
             log.exception(Event.RELOAD_REFUSED, exc_info=error)
             return False
-        for use in ready:
-            use()
         for key in self._needing_a_restart(settings):
             log.warning(Event.RELOAD_INCOMPLETE, key=key)
         log.info(Event.RELOADED)

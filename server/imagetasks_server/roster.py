@@ -22,7 +22,8 @@ log = structlog.get_logger()
 RETRY_AFTER: Final = 30.0
 
 Lister: TypeAlias = Callable[[], Awaitable[Sequence[Member]]]
-Changed: TypeAlias = Callable[[Sequence[AccountSettings], Mapping[str, Error]], Awaitable[None]]
+# What comes into force in the same moment may follow.
+Changed: TypeAlias = Callable[..., Awaitable[None]]
 
 
 class OrganizationState(NamedTuple):
@@ -96,8 +97,9 @@ class Roster:
         self,
         configured: Sequence[AccountSettings],
         organizations: Sequence[tuple[OrganizationSettings, Lister]],
+        switch: Callable[[], None] = lambda: None,
     ) -> None:
-        """From now on these are meant. For while `refreshing`.
+        """From now on these are meant, and in the same moment `switch` is called. For while `refreshing`.
 
         An organization that is as before goes on as before; of one that differs the accounts that are known
         stay until it is listed, which is begun at once.
@@ -112,7 +114,7 @@ class Roster:
                 name: self._unlisted.get(name, _still_out(name)) for name in sorted(names - members.keys())
             }
             accounts = _accounts(configured, organizations, members)
-            await self._changed(accounts, unlisted)
+            await self._changed(accounts, unlisted, switch)
             before = {each.name: each for each, _ in self._organizations}
             same = {each.name for each, _ in organizations if before.get(each.name) == each}
             await self._end([name for name in self._loops if name not in same])

@@ -125,9 +125,12 @@ class Service:
     async def list_targets(self, request: pb.ListTargetsRequest, call: Call) -> pb.ListTargetsResponse:
         """The targets and how the gateway stands with each."""
         _check_names(request.accounts, request.regions)
-        resolution = await self._targets.resolve(
-            request.accounts, request.regions, permission=call.access.permission
-        )
+        while True:
+            permission = call.access.permission
+            resolution = await self._targets.resolve(request.accounts, request.regions, permission=permission)
+            # What may be seen may have become less, or more, meanwhile.
+            if call.access.permission is permission:
+                break
         call.tally.asks(resolution.targets)
         states = [self._state(target) for target in resolution.targets]
         states += [

@@ -38,6 +38,7 @@ class Event(enum.StrEnum):
     KEYS_FAILED = "keys for tokens cannot be fetched"
     KEYS_FETCHED = "keys for tokens fetched"
     UNCLASSIFIED = "AWS error is not classified"
+    FALLEN = "gateway ends: what should last has failed"
     SANDBOX_ENDED = "sandbox ended by itself"
 
 
@@ -51,7 +52,9 @@ def configure_log(level: str, *, json_lines: bool) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer(serializer=_json)
         if json_lines
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -59,7 +62,9 @@ def configure_log(level: str, *, json_lines: bool) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if json_lines:
-        processors.append(structlog.processors.dict_tracebacks)
+        # Without what was in the variables: a credential may be among it.
+        told = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        processors.append(structlog.processors.ExceptionRenderer(told))
     _render_others(level, processors, renderer)
     structlog.configure(
         processors=[*processors, renderer],

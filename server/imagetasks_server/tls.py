@@ -101,7 +101,13 @@ def load_certificate(files: Files, now: float) -> Certificate:
         raise ConfigError(f"tls_certificate: {files.certificate} is not valid before {_day(begins)}")
     key = _private_key(files.key)
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    if public != leaf.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo):
+    try:
+        certified = leaf.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigError(
+            f"tls_certificate: {files.certificate} is for a kind of key that is unknown"
+        ) from None
+    if public != certified:
         raise ConfigError(f"tls_key: {files.key} is not the key of {files.certificate}")
     authorities = _certificates("tls_client_ca", files.client_ca) if files.client_ca else None
     # Written anew: gRPC's reader knows fewer forms, and what it cannot read it tells nobody.

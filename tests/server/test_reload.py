@@ -240,8 +240,9 @@ class TestReload:
             steps.append(f"prepared {settings.page_timeout:g}")
             return lambda: steps.append("in force")
 
-        async def replace(_: Settings) -> None:
+        async def replace(_: Settings, switch: Callable[[], None]) -> None:
             steps.append("accounts")
+            switch()
 
         reload = Reload(Settings(), lambda: Settings(page_timeout=3), replace, [prepare], ["page_timeout"])
         assert await reload.reload()
@@ -265,9 +266,10 @@ class TestReload:
                 raise error
             return lambda: used.append(None)
 
-        async def replace(_: Settings) -> None:
+        async def replace(_: Settings, switch: Callable[[], None]) -> None:
             if fails == "replace":
                 raise error
+            switch()
 
         assert not await Reload(Settings(), read, replace, [prepare]).reload()
         assert used == []
