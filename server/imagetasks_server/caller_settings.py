@@ -104,8 +104,8 @@ class CallerSettings(Granted):
     """A caller: any one of the credentials makes it known."""
 
     name: CallerName
-    """What the log calls it. Its limits are counted under this name; those of whom a JWT names for each of them
-    by itself."""
+    """What the log calls it. Its limits are counted under this name; those of whom a JWT names
+    under that name too, each for itself."""
     token_sha256: Digests = ()
     """SHA-256, in hexadecimal, of the bearer tokens it may send; `imagetasks-server hash-token` makes them.
     Two: the old one and the new one while they change."""

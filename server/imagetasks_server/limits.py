@@ -173,7 +173,8 @@ class _Caller:
         """
         capacity = max(1.0, rate if burst is None else burst)
         # A debt at another rate than today's is no larger than today's bucket.
-        full_at = max(min(self.full_at, now + capacity / rate), now) + 1 / rate
+        self.full_at = max(min(self.full_at, now + capacity / rate), now)
+        full_at = self.full_at + 1 / rate
         wait = full_at - now - capacity / rate
         # Below a microsecond nobody waits: it is what adding up fractions leaves.
         if wait > 1e-6:  # noqa: PLR2004

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from fake_ec2 import FakeWorld, aws_error
-from gateway_stage import PATIENCE, Gateway, Serve
+from gateway_stage import PATIENCE, Gateway, Serve, eventually
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from virtual import VirtualClock, run
 
@@ -187,3 +187,22 @@ class TestService:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await method(b"", timeout=PATIENCE)
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_watchers_of_health_are_few_and_their_names_short(gateway: Gateway) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(gateway.channel)
+    long = stub.Watch(health_pb2.HealthCheckRequest(service="x" * 10_000), timeout=PATIENCE)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await long.read()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(200)]
+    for each in watches:
+        assert (await each.read()).status == SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE).read()
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    # Whoever asks once is always answered; who leaves makes room.
+    assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)).status == SERVING
+    for each in watches:
+        each.cancel()
+    await eventually(lambda: gateway.listening.health._servicer._watchers == 0)

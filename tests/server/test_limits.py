@@ -3,6 +3,7 @@
 import contextlib
 from collections import deque
 
+import pytest
 from fake_ec2 import FakeWorld
 from gateway_stage import PATIENCE, Failure, Serve, eventually, failure
 from google.rpc import error_details_pb2
@@ -214,3 +215,20 @@ async def test_the_largest_legal_request_is_less_than_half_of_what_is_taken(serv
     assert request.ByteSize() < dict(listening.SERVER_OPTIONS)["grpc.max_receive_message_length"]
     refused = await failure(gateway.stub.WatchStoreImageTasks(request).read())
     assert refused.reason == "RESUME_TOKEN_INVALID"
+
+
+def test_a_debt_at_a_low_rate_is_none_at_a_high_one() -> None:
+    now = [1000.0]
+    limits = Limits(lambda: now[0], lambda: 0.5, max_concurrent_calls=10, max_open_streams=10)
+    slow, fast = Quota(calls_per_second=0.01), Quota(calls_per_second=1000)
+    with limits.admit("a", slow, streaming=False):
+        pass
+    with pytest.raises(Exhausted), limits.admit("a", slow, streaming=False):
+        pass
+    with pytest.raises(Exhausted) as refused, limits.admit("a", fast, streaming=False):
+        pass
+    assert refused.value.retry_after == pytest.approx(0.001)
+    for _ in range(1000):
+        now[0] += 0.001
+        with limits.admit("a", fast, streaming=False):
+            pass

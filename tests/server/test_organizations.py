@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +20,7 @@ from imagetasks_server.accounts import Accounts
 from imagetasks_server.assembly import assemble
 from imagetasks_server.aws_models import LIST_ACTIONS
 from imagetasks_server.aws_organizations import list_members
+from imagetasks_server.clock import steady_clock
 from imagetasks_server.config import Settings
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error, NotFound, PermissionDenied
@@ -218,7 +219,13 @@ class Script:
             raise self.error
         return self.members
 
-    async def tell(self, accounts: Sequence[AccountSettings], unlisted: Mapping[str, Error]) -> None:
+    async def tell(
+        self,
+        accounts: Sequence[AccountSettings],
+        unlisted: Mapping[str, Error],
+        switch: Callable[[], None] = lambda: None,
+    ) -> None:
+        switch()
         self.told.append(
             ([each.name for each in accounts], {name: error.reason for name, error in unlisted.items()})
         )
@@ -321,10 +328,10 @@ def test_where_an_account_cannot_be_opened_the_organizations_stay_too() -> None:
         script.members = [DEV]
         refuses: list[Error] = []
 
-        async def tell(accounts: Sequence[AccountSettings], unlisted: Mapping[str, Error]) -> None:
+        async def tell(*told: Any) -> None:
             if refuses:
                 raise refuses[0]
-            await script.tell(accounts, unlisted)
+            await script.tell(*told)
 
         keeper = Roster([AccountSettings(name="main")], [(company(refresh=600), script.list)], tell)
         async with keeper.refreshing():
@@ -476,3 +483,31 @@ async def test_a_discovery_under_way_ends_with_its_account(clock: VirtualClock) 
     targets, failed = await asking
     assert (targets, failed) == ([], ["main:AWS_TIMEOUT"])
     await gateway.close()
+
+
+async def test_what_comes_with_new_accounts_is_in_force_in_the_same_moment() -> None:
+    seen: list[list[str]] = []
+    closing, told = asyncio.Event(), asyncio.Event()
+
+    def switch() -> None:
+        seen.append(list(targets._discoveries))
+        told.set()
+
+    class Open:
+        async def identity(self) -> Any:
+            raise DENIED
+
+        async def close(self) -> None:
+            await closing.wait()
+
+    accounts: Any = Accounts(lambda _: Open())  # type: ignore[arg-type,return-value]
+    targets = Targets({}, {}, steady_clock(), expiry=60, timeout=5)
+    await accounts.replace(targets, configured("old"))
+    replacing = asyncio.create_task(accounts.replace(targets, configured("new"), switch=switch))
+    async with asyncio.timeout(60):
+        await told.wait()
+    # Closing the old ones takes its time; nobody waits for that.
+    assert seen == [["new"]]
+    assert not replacing.done()
+    closing.set()
+    await replacing

@@ -31,7 +31,7 @@ from imagetasks_server import auth, gate
 from imagetasks_server.access import Access
 from imagetasks_server.boundary import METHODS as KINDS
 from imagetasks_server.boundary import Kind
-from imagetasks_server.config import Settings
+from imagetasks_server.config import ConfigError, Settings
 from imagetasks_server.errors import Error, NotFound, PermissionDenied
 from imagetasks_server.permission import Grant, Permission
 
@@ -326,9 +326,38 @@ async def test_a_describe_that_was_under_way_shows_what_may_be_seen_at_its_end(
 
 async def test_a_gateway_that_asked_nobody_asks_when_callers_are_configured(serve: Serve) -> None:
     gateway = await serve()
-    running = await hanging(gateway, "WatchStoreImageTasks")
+    running = await hanging(gateway, "WatchStoreImageTasks", [])
     gateway.gateway.gate.replace(Settings(**both()))
     assert (await failure(running)).reason == "CREDENTIAL_MISSING"
+
+
+async def test_who_showed_a_token_before_anybody_asked_is_known_by_it(serve: Serve) -> None:
+    gateway = await serve()
+    running = await hanging(gateway, "WatchStoreImageTasks")
+    gateway.gateway.gate.replace(Settings(**both()))
+    (access,) = gateway.gateway.gate._inside
+    assert (access.ended, access.permission.caller) == (None, "one")
+    gateway.gateway.gate.replace(Settings(anonymous={"accounts": ["none"]}))  # type: ignore[arg-type]
+    assert (await failure(running)).reason == "CREDENTIAL_INVALID"
+
+
+async def test_callers_cannot_be_taken_out_of_a_gateway_that_runs(serve: Serve) -> None:
+    gateway = await serve(**both())
+    gate = gateway.gateway.gate
+    with pytest.raises(ConfigError, match="callers: nobody is named"):
+        gate.check(Settings())
+    # Whatever the rest of the new settings says of where it listens.
+    gate.replace(Settings(listen="0.0.0.0:0", insecure=True))
+    call = gateway.stub.ListTargets(pb.ListTargetsRequest())
+    assert (await failure(call)).reason == "CREDENTIAL_MISSING"
+
+
+async def test_a_gateway_that_was_closed_once_stays_closed(serve: Serve) -> None:
+    gate = (await serve()).gateway.gate
+    gate.check(Settings())
+    gate.replace(Settings(**both()))
+    with pytest.raises(ConfigError, match="callers: nobody is named"):
+        gate.check(Settings())
 
 
 async def test_who_stays_the_same_notices_nothing(serve: Serve) -> None:

@@ -15,7 +15,7 @@ from gateway_stage import NO_AGE, PATIENCE, Describe, Gateway, Serve, eventually
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
 from imagetasks_sandbox.launch import RunningSandbox, sandbox
-from imagetasks_server.telemetry import Event
+from imagetasks_server.telemetry import Event, configure_log
 from processes import ROOT, becomes
 from processes import gateway as process
 
@@ -107,6 +107,7 @@ async def test_a_failed_call_has_a_request_id_beside_its_status(gateway: Gateway
         await gateway.describe(accounts=["nobody"])
     trailing = dict(caught.value.trailing_metadata() or ())
     assert "grpc-status-details-bin" in trailing
+    await gateway.boundary.idle()
     assert trailing[REQUEST_ID] == calls(log)[0]["request_id"]
 
 
@@ -181,6 +182,24 @@ def _with_secrets(upstream: RunningSandbox) -> Any:
         "AWS_SESSION_TOKEN": SECRETS["session"],
     }
     return process("--log-level", "debug", environment=environment)
+
+
+def test_a_fault_is_logged_without_what_was_in_the_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(token: str) -> None:
+        raise RuntimeError(f"after {len(token)}")
+
+    for json_lines in (True, False):
+        with contextlib.ExitStack() as stack:
+            stack.callback(structlog.reset_defaults)
+            configure_log("info", json_lines=json_lines)
+            try:
+                fails(SECRETS["token"])
+            except RuntimeError as error:
+                structlog.get_logger().error(Event.CALL_FAILED, exc_info=error)
+        written = capsys.readouterr().err
+        assert "RuntimeError" in written
+        assert f"after {len(SECRETS['token'])}" in written
+        assert SECRETS["token"][:20] not in written
 
 
 def test_every_event_is_declared_and_told() -> None:

@@ -259,10 +259,27 @@ const (
 	ErrorReason_ERROR_REASON_BUDGET_EXHAUSTED ErrorReason = 16
 	// RESOURCE_EXHAUSTED: this caller calls too often; RetryInfo tells when.
 	ErrorReason_ERROR_REASON_RATE_LIMITED ErrorReason = 17
-	// RESOURCE_EXHAUSTED: this caller has too many streams open.
+	// RESOURCE_EXHAUSTED: this caller has too many streams and waits open.
 	ErrorReason_ERROR_REASON_TOO_MANY_STREAMS ErrorReason = 18
 	// OUT_OF_RANGE: the resume_token cannot be continued.
 	ErrorReason_ERROR_REASON_RESUME_TOKEN_EXPIRED ErrorReason = 19
+	// RESOURCE_EXHAUSTED: this caller has too many calls under way at once.
+	ErrorReason_ERROR_REASON_TOO_MANY_CALLS ErrorReason = 20
+	// RESOURCE_EXHAUSTED: the gateway has as much to do for all callers together as
+	// it can; RetryInfo says when to come back, to it or to another.
+	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 21
+	// UNAUTHENTICATED: a credential is needed, and none was sent.
+	ErrorReason_ERROR_REASON_CREDENTIAL_MISSING ErrorReason = 24
+	// UNAUTHENTICATED: the credential is not believed.
+	ErrorReason_ERROR_REASON_CREDENTIAL_INVALID ErrorReason = 25
+	// UNAUTHENTICATED: the credential has expired.
+	ErrorReason_ERROR_REASON_CREDENTIAL_EXPIRED ErrorReason = 26
+	// PERMISSION_DENIED: the credential is good, and nothing is permitted to whom it names.
+	ErrorReason_ERROR_REASON_CALLER_UNKNOWN ErrorReason = 27
+	// PERMISSION_DENIED: this caller may not call this method.
+	ErrorReason_ERROR_REASON_METHOD_NOT_PERMITTED ErrorReason = 28
+	// UNAVAILABLE: the keys that the credential must be checked with cannot be had now.
+	ErrorReason_ERROR_REASON_KEYS_UNAVAILABLE ErrorReason = 29
 	// RESOURCE_EXHAUSTED: EC2 throttled the gateway.
 	ErrorReason_ERROR_REASON_AWS_THROTTLED ErrorReason = 32
 	// PERMISSION_DENIED: the gateway's AWS identity may not do this.
@@ -323,6 +340,14 @@ var (
 		17: "ERROR_REASON_RATE_LIMITED",
 		18: "ERROR_REASON_TOO_MANY_STREAMS",
 		19: "ERROR_REASON_RESUME_TOKEN_EXPIRED",
+		20: "ERROR_REASON_TOO_MANY_CALLS",
+		21: "ERROR_REASON_OVERLOADED",
+		24: "ERROR_REASON_CREDENTIAL_MISSING",
+		25: "ERROR_REASON_CREDENTIAL_INVALID",
+		26: "ERROR_REASON_CREDENTIAL_EXPIRED",
+		27: "ERROR_REASON_CALLER_UNKNOWN",
+		28: "ERROR_REASON_METHOD_NOT_PERMITTED",
+		29: "ERROR_REASON_KEYS_UNAVAILABLE",
 		32: "ERROR_REASON_AWS_THROTTLED",
 		33: "ERROR_REASON_AWS_UNAUTHORIZED_OPERATION",
 		34: "ERROR_REASON_AWS_CREDENTIALS_REJECTED",
@@ -362,6 +387,14 @@ var (
 		"ERROR_REASON_RATE_LIMITED":                 17,
 		"ERROR_REASON_TOO_MANY_STREAMS":             18,
 		"ERROR_REASON_RESUME_TOKEN_EXPIRED":         19,
+		"ERROR_REASON_TOO_MANY_CALLS":               20,
+		"ERROR_REASON_OVERLOADED":                   21,
+		"ERROR_REASON_CREDENTIAL_MISSING":           24,
+		"ERROR_REASON_CREDENTIAL_INVALID":           25,
+		"ERROR_REASON_CREDENTIAL_EXPIRED":           26,
+		"ERROR_REASON_CALLER_UNKNOWN":               27,
+		"ERROR_REASON_METHOD_NOT_PERMITTED":         28,
+		"ERROR_REASON_KEYS_UNAVAILABLE":             29,
 		"ERROR_REASON_AWS_THROTTLED":                32,
 		"ERROR_REASON_AWS_UNAUTHORIZED_OPERATION":   33,
 		"ERROR_REASON_AWS_CREDENTIALS_REJECTED":     34,
@@ -3112,8 +3145,7 @@ const file_imagetasks_v1_store_image_tasks_proto_rawDesc = "" +
 	"\x19REGION_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18REGION_SOURCE_DISCOVERED\x10\x01\x12\x1c\n" +
 	"\x18REGION_SOURCE_CONFIGURED\x10\x02\x12\x1c\n" +
-	"\x18REGION_SOURCE_LAST_KNOWN\x10\x03*\xa6\n" +
-	"\n" +
+	"\x18REGION_SOURCE_LAST_KNOWN\x10\x03*\xbe\f\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1f\n" +
@@ -3135,7 +3167,15 @@ const file_imagetasks_v1_store_image_tasks_proto_rawDesc = "" +
 	"\x1dERROR_REASON_BUDGET_EXHAUSTED\x10\x10\x12\x1d\n" +
 	"\x19ERROR_REASON_RATE_LIMITED\x10\x11\x12!\n" +
 	"\x1dERROR_REASON_TOO_MANY_STREAMS\x10\x12\x12%\n" +
-	"!ERROR_REASON_RESUME_TOKEN_EXPIRED\x10\x13\x12\x1e\n" +
+	"!ERROR_REASON_RESUME_TOKEN_EXPIRED\x10\x13\x12\x1f\n" +
+	"\x1bERROR_REASON_TOO_MANY_CALLS\x10\x14\x12\x1b\n" +
+	"\x17ERROR_REASON_OVERLOADED\x10\x15\x12#\n" +
+	"\x1fERROR_REASON_CREDENTIAL_MISSING\x10\x18\x12#\n" +
+	"\x1fERROR_REASON_CREDENTIAL_INVALID\x10\x19\x12#\n" +
+	"\x1fERROR_REASON_CREDENTIAL_EXPIRED\x10\x1a\x12\x1f\n" +
+	"\x1bERROR_REASON_CALLER_UNKNOWN\x10\x1b\x12%\n" +
+	"!ERROR_REASON_METHOD_NOT_PERMITTED\x10\x1c\x12!\n" +
+	"\x1dERROR_REASON_KEYS_UNAVAILABLE\x10\x1d\x12\x1e\n" +
 	"\x1aERROR_REASON_AWS_THROTTLED\x10 \x12+\n" +
 	"'ERROR_REASON_AWS_UNAUTHORIZED_OPERATION\x10!\x12)\n" +
 	"%ERROR_REASON_AWS_CREDENTIALS_REJECTED\x10\"\x12(\n" +

@@ -60,6 +60,12 @@ const (
 // Region that none of the accounts has, an unknown account and an account the
 // caller may not see are all NOT_FOUND. A caller who may see nothing at all gets
 // PERMISSION_DENIED.
+//
+// Who calls. A client certificate, or metadata "authorization: Bearer <token>",
+// says who. Each method may fail with UNAUTHENTICATED (no credential, or none
+// that is believed) and with PERMISSION_DENIED (nothing is permitted to this
+// caller, or not this method), also while it runs: when the credential expires,
+// or the permission is taken back.
 type StoreImageTaskServiceClient interface {
 	// EC2's operation, mirrored, over any number of targets.
 	//
@@ -95,6 +101,10 @@ type StoreImageTaskServiceClient interface {
 	// skipped when a caller reads slowly; that a task ended is never skipped.
 	// While anybody watches, the gateway reads the targets by itself, once for all
 	// watchers.
+	//
+	// When the caller's credential expires, `closing` says so and the stream ends
+	// with OK: open it again with a new one. When its permission becomes less, the
+	// tasks that it may no longer see are removed (ACCESS_ENDED).
 	//
 	// Errors: as of StreamStoreImageTasks; OUT_OF_RANGE if require_resume is set and
 	// the token is too old or of another gateway process; UNAVAILABLE when the
@@ -210,6 +220,12 @@ func (c *storeImageTaskServiceClient) ListTargets(ctx context.Context, in *ListT
 // Region that none of the accounts has, an unknown account and an account the
 // caller may not see are all NOT_FOUND. A caller who may see nothing at all gets
 // PERMISSION_DENIED.
+//
+// Who calls. A client certificate, or metadata "authorization: Bearer <token>",
+// says who. Each method may fail with UNAUTHENTICATED (no credential, or none
+// that is believed) and with PERMISSION_DENIED (nothing is permitted to this
+// caller, or not this method), also while it runs: when the credential expires,
+// or the permission is taken back.
 type StoreImageTaskServiceServer interface {
 	// EC2's operation, mirrored, over any number of targets.
 	//
@@ -245,6 +261,10 @@ type StoreImageTaskServiceServer interface {
 	// skipped when a caller reads slowly; that a task ended is never skipped.
 	// While anybody watches, the gateway reads the targets by itself, once for all
 	// watchers.
+	//
+	// When the caller's credential expires, `closing` says so and the stream ends
+	// with OK: open it again with a new one. When its permission becomes less, the
+	// tasks that it may no longer see are removed (ACCESS_ENDED).
 	//
 	// Errors: as of StreamStoreImageTasks; OUT_OF_RANGE if require_resume is set and
 	// the token is too old or of another gateway process; UNAVAILABLE when the
