@@ -214,7 +214,7 @@ def test_own_channel_options_override() -> None:
 def test_the_service_config_retries_within_grpcs_limit() -> None:
     (method,) = json.loads(channel.SERVICE_CONFIG)["methodConfig"]
     assert method["retryPolicy"]["maxAttempts"] <= 5
-    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
 
 
 def imported_by(statement: str) -> set[str]:

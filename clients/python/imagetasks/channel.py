@@ -1,8 +1,9 @@
 """How to reach a gateway: endpoint, TLS, and the channel options that both clients share.
 
 Retries are gRPC's own, by service config: every method of the contract is free of side effects, so
-UNAVAILABLE is tried again (a stream only before its first message). RESOURCE_EXHAUSTED is not: it tells
-that EC2's allowance is spent, and retrying would spend more of it.
+UNAVAILABLE is tried again (a stream only before its first message), and so is CANCELLED, with which a
+server's gRPC refuses when too many calls wait. What the caller cancels is over at once. RESOURCE_EXHAUSTED
+is not tried again: it tells that EC2's allowance is spent, and retrying would spend more of it.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ SERVICE_CONFIG = json.dumps(
                     "initialBackoff": "0.1s",
                     "maxBackoff": "1s",
                     "backoffMultiplier": 3,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             },
         ],
