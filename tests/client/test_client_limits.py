@@ -33,8 +33,8 @@ Page = pb.DescribeStoreImageTasksResponse
 UNAVAILABLE = failing(status(grpc.StatusCode.UNAVAILABLE, "draining", reason("DRAINING")))
 CANCELLED = failing(status(grpc.StatusCode.CANCELLED, ""))
 
-# A server at which five calls may wait, and which takes its time. In a process of its own: the client must not
-# wait for it to send. It prints its port, and how many calls had been refused before.
+# A server at which five calls may wait, and which takes its time. In a process of its own: the client must
+# not wait for it to send. It prints its port, and how many calls had been refused before.
 NARROW = """
 import asyncio, sys, time, grpc, grpc.aio
 limits = [("grpc.server.max_pending_requests", 5), ("grpc.server.max_pending_requests_hard_limit", 5)]
@@ -215,7 +215,7 @@ async def test_calls_that_grpc_refuses_when_too_many_wait_are_answered_all_the_s
     assert narrow.stdout is not None
     async with imagetasks.connect(f"127.0.0.1:{int(await narrow.stdout.readline())}") as client:
         answers = await asyncio.gather(*(client.targets() for _ in range(100)))
-    out, _ = await narrow.communicate()
+    out, _ = await narrow.communicate(b"")
     assert len(answers) == 100
     # It did refuse: some calls came again.
     assert int(out) > 0
