@@ -8,7 +8,6 @@ told its application of each task that ended once. Every wait is answered. EC2 t
 import json
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ import pytest
 import rolling_clients
 
 from canned.launch import Canned, canned
-from processes import SECONDS, Gateway, becomes, gateway
+from processes import SECONDS, Gateway, becomes, free_ports, gateway
 
 ACCOUNT = "000000000001"
 REGIONS = ("eu-one-1", "eu-two-1")
@@ -175,17 +174,6 @@ def replicas(ec2: Canned) -> Iterator[list[Replica]]:
     finally:
         for each in found:
             each.close()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody is given for a connection of his own: a gateway comes back to its port."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randint(15_000, 25_000)
-        with socket.socket() as trial:
-            if trial.connect_ex(("127.0.0.1", port)) and port not in found:
-                found.append(port)
-    return found
 
 
 def post(ec2: Canned, worlds: Sequence[World]) -> None:
