@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import random
 import selectors
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +36,17 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(*arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Gateway]:
+def gateway(
+    *arguments: str, environment: Mapping[str, str] | None = None, within: Sequence[str] = ()
+) -> Iterator[Gateway]:
     """Runs `imagetasks-server` on a free port as long as the context lasts.
 
     Args:
         arguments: More of its command line, as `--sandbox`.
         environment: Its own; None: this process's.
+        within: A command that becomes the one behind it, as `ip netns exec`.
     """
-    command = [sys.executable, "-m", "imagetasks_server", "--listen", "127.0.0.1:0", *arguments]
+    command = [*within, sys.executable, "-m", "imagetasks_server", "--listen", "127.0.0.1:0", *arguments]
     log: list[str] = []
     addresses: list[str] = []
     known = threading.Event()
@@ -71,6 +76,17 @@ def gateway(*arguments: str, environment: Mapping[str, str] | None = None) -> It
             except subprocess.TimeoutExpired:
                 process.kill()
             reader.join(SECONDS)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody is given for a connection of his own: a gateway comes back to its port."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randint(15_000, 25_000)
+        with socket.socket() as trial:
+            if trial.connect_ex(("127.0.0.1", port)) and port not in found:
+                found.append(port)
+    return found
 
 
 def without_make() -> dict[str, str]:

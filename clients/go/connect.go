@@ -22,8 +22,9 @@ import (
 	pb "github.com/imagetasks/imagetasks/clients/go/imagetasksv1"
 )
 
-// Every method is free of side effects, so UNAVAILABLE is tried again. RESOURCE_EXHAUSTED is not: it tells
-// that EC2's allowance is spent. gRPC asks for the health of a gateway only if it chooses among several.
+// Every method is free of side effects, so UNAVAILABLE is tried again, and CANCELLED, with which a server's gRPC
+// refuses when too many calls wait. RESOURCE_EXHAUSTED is not: it tells that EC2's allowance is spent. gRPC asks
+// for the health of a gateway only if it chooses among several.
 const serviceConfig = `{
   "loadBalancingConfig": [{"round_robin": {}}],
   "healthCheckConfig": {"serviceName": ""},
@@ -34,7 +35,7 @@ const serviceConfig = `{
       "initialBackoff": "0.1s",
       "maxBackoff": "1s",
       "backoffMultiplier": 3,
-      "retryableStatusCodes": ["UNAVAILABLE"]
+      "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"]
     }
   }]
 }`

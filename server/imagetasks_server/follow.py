@@ -127,7 +127,9 @@ class Subscription:
         self._loop = asyncio.get_running_loop()
         self._is_awake = False
         self._sleep: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        # When it goes off. uvloop's own does not tell, if that is at once.
+        self._wakes_at = 0.0
 
     @property
     def followed(self) -> list[Followed]:
@@ -187,12 +189,13 @@ class Subscription:
         """Wait until something may have changed, or at most so long. It may also return without a reason."""
         loop = self._loop
         until = loop.time() + seconds
-        if self._timer is None or self._timer.when() > until:
+        if self._timer is None or self._wakes_at > until:
             if self._timer is not None:
                 self._timer.cancel()
             # One that is early stays: setting and cancelling a timer for each change would cost more than the
             # rest of a wake-up.
             self._timer = loop.call_at(until, self._overslept)
+            self._wakes_at = until
         if not self._is_awake:
             self._sleep = loop.create_future()
             await self._sleep

@@ -72,6 +72,15 @@ def localhost() -> Certificate:
         ("localhost:7", Endpoint("localhost:7", tls=False, local=True)),
         ("[::1]:7", Endpoint("[::1]:7", tls=False, local=True)),
         ("https://[2001:db8::1]:7", Endpoint("[2001:db8::1]:7", tls=True, local=False)),
+        (
+            "ipv4:127.0.0.1:7,127.0.0.2:8",
+            Endpoint("ipv4:127.0.0.1:7,127.0.0.2:8", tls=False, local=True, several=True),
+        ),
+        (
+            "ipv4:127.0.0.1:7,192.0.2.1:7",
+            Endpoint("ipv4:127.0.0.1:7,192.0.2.1:7", tls=False, local=False, several=True),
+        ),
+        ("ipv6:[2001:db8::1]:7", Endpoint("ipv6:[2001:db8::1]:7", tls=False, local=False, several=True)),
         ("unix:/run/gateway.sock", Endpoint("unix:/run/gateway.sock", tls=False, local=True)),
         ("unix:///run/gateway.sock", Endpoint("unix:///run/gateway.sock", tls=False, local=True)),
     ],
@@ -82,7 +91,27 @@ def test_an_endpoint_is_understood(text: str, endpoint: Endpoint) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "host:port", "host:99999", ":7", "ftp://host", "http://host/path", "https://u@host", "unix:", "a b"],
+    [
+        *(
+            "",
+            "host:port",
+            "host:99999",
+            ":7",
+            "ftp://host",
+            "http://host/path",
+            "https://u@host",
+            "unix:",
+            "a b",
+        ),
+        *(
+            "ipv4:",
+            "ipv4:127.0.0.1",
+            "ipv4:127.0.0.1:7,",
+            "ipv4:host:7",
+            "ipv6:127.0.0.1:7",
+            "ipv4:127.0.0.1:x",
+        ),
+    ],
 )
 def test_a_malformed_endpoint_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="endpoint"):
@@ -214,7 +243,7 @@ def test_own_channel_options_override() -> None:
 def test_the_service_config_retries_within_grpcs_limit() -> None:
     (method,) = json.loads(channel.SERVICE_CONFIG)["methodConfig"]
     assert method["retryPolicy"]["maxAttempts"] <= 5
-    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
 
 
 def imported_by(statement: str) -> set[str]:

@@ -1,6 +1,8 @@
 """Deadlines, cancelling and retries."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from either_client import Connect, collect
 from scripted_gateway import (
     PATIENCE,
+    Respond,
     ScriptedGateway,
     failing,
     gated,
@@ -28,6 +31,31 @@ from imagetasks.v1 import store_image_tasks_pb2 as pb
 Page = pb.DescribeStoreImageTasksResponse
 
 UNAVAILABLE = failing(status(grpc.StatusCode.UNAVAILABLE, "draining", reason("DRAINING")))
+CANCELLED = failing(status(grpc.StatusCode.CANCELLED, ""))
+
+# A server at which five calls may wait, and which takes its time. In a process of its own: the client must
+# not wait for it to send. It prints its port, and how many calls had been refused before.
+NARROW = """
+import asyncio, sys, time, grpc, grpc.aio
+limits = [("grpc.server.max_pending_requests", 5), ("grpc.server.max_pending_requests_hard_limit", 5)]
+again = 0
+async def answer(request, context):
+    global again
+    again += "grpc-previous-rpc-attempts" in dict(context.invocation_metadata())
+    time.sleep(0.002)
+    return b""
+async def main():
+    server = grpc.aio.server(options=limits)
+    handlers = {"ListTargets": grpc.unary_unary_rpc_method_handler(answer)}
+    service = grpc.method_handlers_generic_handler("imagetasks.v1.StoreImageTaskService", handlers)
+    server.add_generic_rpc_handlers((service,))
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    await server.start()
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop(None)
+    print(again)
+asyncio.run(main())
+"""
 
 
 def scripted(gateway: ScriptedGateway) -> None:
@@ -164,18 +192,33 @@ async def test_a_cancel_that_the_caller_did_not_cause_is_unavailable(
         await anext(aiter(client.stream()))
 
     assert unary.value.code is grpc.StatusCode.CANCELLED
+    assert len(gateway.calls) == 2 * 4
 
 
-async def test_unavailable_is_tried_again(gateway: ScriptedGateway, client: Any) -> None:
-    def twice_unavailable(request: Any, context: grpc.ServicerContext) -> Page:
-        return UNAVAILABLE(request, context) if len(gateway.calls) < 3 else Page(next_token="")
+@pytest.mark.parametrize("refuse", [UNAVAILABLE, CANCELLED], ids=["unavailable", "cancelled"])
+async def test_what_passes_is_tried_again(gateway: ScriptedGateway, client: Any, refuse: Respond) -> None:
+    def refuse_twice(request: Any, context: grpc.ServicerContext) -> Page:
+        return refuse(request, context) if len(gateway.calls) < 3 else Page(next_token="")
 
-    gateway.describe = twice_unavailable
+    gateway.describe = refuse_twice
 
     pages = [page async for page in client.describe().pages()]
 
     assert len(pages) == 1
     assert [call.metadata.get("grpc-previous-rpc-attempts") for call in gateway.calls] == [None, "1", "2"]
+
+
+async def test_calls_that_grpc_refuses_when_too_many_wait_are_answered_all_the_same() -> None:
+    narrow = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", NARROW, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert narrow.stdout is not None
+    async with imagetasks.connect(f"127.0.0.1:{int(await narrow.stdout.readline())}") as client:
+        answers = await asyncio.gather(*(client.targets() for _ in range(100)))
+    out, _ = await narrow.communicate(b"")
+    assert len(answers) == 100
+    # It did refuse: some calls came again.
+    assert int(out) > 0
 
 
 async def test_unavailable_is_given_up_after_four_attempts(gateway: ScriptedGateway, client: Any) -> None:

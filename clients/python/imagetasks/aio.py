@@ -33,7 +33,8 @@ def connect(
     Nothing is dialled before the first call.
 
     Args:
-        endpoint: "host:port" or "http://host:port" (plaintext), "https://host:port" (TLS) or "unix:path".
+        endpoint: "host:port" or "http://host:port" (plaintext), "https://host:port" (TLS), "unix:path",
+            or "ipv4:address:port,address:port" (plaintext): several gateways that take turns.
             None: the environment's IMAGETASKS_ENDPOINT, else 127.0.0.1:50051.
         token: A bearer token sent with each call, or a function that gives the one to send now. Over the
             network only with TLS.

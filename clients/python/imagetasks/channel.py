@@ -1,8 +1,9 @@
 """How to reach a gateway: endpoint, TLS, and the channel options that both clients share.
 
 Retries are gRPC's own, by service config: every method of the contract is free of side effects, so
-UNAVAILABLE is tried again (a stream only before its first message). RESOURCE_EXHAUSTED is not: it tells
-that EC2's allowance is spent, and retrying would spend more of it.
+UNAVAILABLE is tried again (a stream only before its first message), and so is CANCELLED, with which a
+server's gRPC refuses when too many calls wait. What the caller cancels is over at once. RESOURCE_EXHAUSTED
+is not tried again: it tells that EC2's allowance is spent, and retrying would spend more of it.
 """
 
 import contextlib
@@ -30,22 +31,27 @@ _KEEPALIVE_TIMEOUT = 10.0
 # Attempts in all; the waits between them are 0.1, 0.3 and 0.9 s, each a fifth more or less.
 _ATTEMPTS = 4
 
-SERVICE_CONFIG = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [{"service": "imagetasks.v1.StoreImageTaskService"}],
-                "retryPolicy": {
-                    "maxAttempts": _ATTEMPTS,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "1s",
-                    "backoffMultiplier": 3,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
+_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "imagetasks.v1.StoreImageTaskService"}],
+            "retryPolicy": {
+                "maxAttempts": _ATTEMPTS,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
-        ],
-    },
+        },
+    ],
+}
+SERVICE_CONFIG = json.dumps(_CONFIG)
+# Of several gateways each takes its turn, but for those that say that they do not serve.
+_TAKING_TURNS = json.dumps(
+    {**_CONFIG, "loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 )
+# How an endpoint begins that is a list.
+_LISTS = ("ipv4:", "ipv6:")
 
 ChannelOption = tuple[str, str | int]
 Token = str | Callable[[], str]
@@ -60,21 +66,26 @@ class Endpoint:
         target: What gRPC dials: "host:port" or "unix:path".
         tls: Whether the connection is encrypted.
         local: Whether it stays on this machine.
+        several: Whether these are several gateways, which take turns.
     """
 
     target: str
     tls: bool
     local: bool
+    several: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Endpoint":
         """Reads "host:port", "http://host:port" (both plaintext), "https://host:port" or "unix:path".
 
-        A port left out is 80 for http, 443 for https, else 50051.
+        A port left out is 80 for http, 443 for https, else 50051. "ipv4:address:port,address:port" and the
+        same with ipv6 are several gateways, in plaintext.
 
         Raises:
             ValueError: The text is none of these.
         """
+        if text.startswith(_LISTS):
+            return cls._several(text)
         if text.startswith("unix:"):
             path = text.removeprefix("unix:")
             if not path.strip("/"):
@@ -95,6 +106,21 @@ class Endpoint:
         port = ports[url.scheme] if port is None else port
         shown = f"[{host}]" if ":" in host else host
         return cls(target=f"{shown}:{port}", tls=url.scheme == "https", local=_is_loopback(host))
+
+    @classmethod
+    def _several(cls, text: str) -> "Endpoint":
+        scheme, _, addresses = text.partition(":")
+        hosts = []
+        for address in addresses.split(","):
+            try:
+                url = urlsplit(f"//{address}")
+                good = url.port is not None and f"ipv{ip_address(url.hostname or '').version}" == scheme
+            except ValueError:
+                good = False
+            if not good:
+                raise ValueError(f"endpoint {text!r}: {address!r} is not address:port of {scheme}")
+            hosts.append(url.hostname or "")
+        return cls(target=text, tls=False, local=all(map(_is_loopback, hosts)), several=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +165,7 @@ def route(
             "a token is not sent over the network in plaintext: write the endpoint with https://"
         )
     chosen: dict[str, str | int] = {
-        "grpc.service_config": SERVICE_CONFIG,
+        "grpc.service_config": _TAKING_TURNS if where.several else SERVICE_CONFIG,
         "grpc.max_receive_message_length": max_message_bytes,
         # A replaced gateway is found again within the retries above, and within seconds after a long outage.
         "grpc.initial_reconnect_backoff_ms": 100,

@@ -132,7 +132,10 @@ class ResourceExhaustedError(Error):
 
 
 class UnavailableError(Error):
-    """The gateway, or EC2 behind it, cannot be reached now. The client has already tried a few times."""
+    """The gateway, or EC2 behind it, cannot be reached now, or too many calls wait at it.
+
+    The client has already tried a few times.
+    """
 
 
 class DeadlineExceededError(Error):
