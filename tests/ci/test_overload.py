@@ -95,7 +95,7 @@ def flood(address: str) -> Callable[[], dict[str, int]]:
 
 def refusal(error: imagetasks.ResourceExhaustedError) -> str:
     """Its reason, and whether it says when to come back."""
-    return f"{error.reason}, come back" if error.retry_after else error.reason
+    return f"{error.reason}, come back" if error.retry_after is not None else error.reason
 
 
 def describe_until(over: Callable[[], bool], address: str) -> Counter[str]:
@@ -204,7 +204,8 @@ def test_above_the_calls_under_way_every_refusal_says_when_to_come_back(ec2: Can
         with imagetasks.connect_blocking(running.address) as client, ThreadPoolExecutor(count) as threads:
             told = Counter(threads.map(lambda _: ask(client), range(count)))
             sys.stdout.write(f"\n{dict(told)}\n")
-            assert told["OVERLOADED, come back"] == count - places
-            assert told["DeadlineExceededError"] == places
+            # Those that had a place were not answered either: EC2 hangs, and the budget is small.
+            assert told.pop("OVERLOADED, come back") == count - places
+            assert set(told) <= {"DeadlineExceededError", "BUDGET_EXHAUSTED, come back"}
             ec2.recover()
             assert ask(client) == f"{TASKS} tasks"
