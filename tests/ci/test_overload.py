@@ -147,11 +147,18 @@ def flooded(running: Gateway, health: str) -> tuple[dict[str, int], Counter[str]
 
 
 def answers_everything(address: str, count: int) -> None:
-    """So many calls, none of which is refused."""
-    began = time.monotonic()
+    """So many calls. The flood has spent the caller's rate: then it comes back when it is told to."""
+    began, answered = time.monotonic(), 0
     with imagetasks.connect_blocking(address) as client:
-        for _ in range(count):
-            assert len(list(client.describe())) == TASKS
+        while answered < count:
+            try:
+                assert len(list(client.describe())) == TASKS
+            except imagetasks.ResourceExhaustedError as error:
+                if error.reason != "RATE_LIMITED" or error.retry_after is None:
+                    raise
+                time.sleep(error.retry_after.total_seconds())
+            else:
+                answered += 1
     took = time.monotonic() - began
     sys.stdout.write(f"{count} describes after it in {took:.2f} s\n")
     assert took < RECOVERED
@@ -183,7 +190,6 @@ def test_what_the_gateway_refuses_says_when_to_come_back(ec2: Canned) -> None:
         assert told[OK] > 0
         assert told[RESOURCE_EXHAUSTED] > 0
         assert set(beside) <= {f"{TASKS} tasks", "CANCELLED", "RATE_LIMITED, come back"}
-        # The rate that it has is its own again a second later.
         answers_everything(running.address, 20)
 
 
