@@ -31,7 +31,7 @@ SPEED = 30.0
 # Of each gateway.
 RESTARTS = 2
 # Tasks of a Region when it begins, most of them unfinished; and how many more come along.
-TASKS, UNFINISHED, MORE = 60, 40, 10
+TASKS, UNFINISHED, MORE = 60, 40, 60
 # Seconds between two steps of all tasks.
 STEP = 0.25
 # That a gateway has taken before the other one is stopped.
@@ -56,7 +56,7 @@ class World:
                 task["ProgressPercentage"] += self._chance.randint(5, 20)
                 if last or task["ProgressPercentage"] >= 100:
                     self._end(task)
-        if not last and len(self.tasks) < TASKS + MORE and self._chance.random() < 0.2:
+        if not last and len(self.tasks) < TASKS + MORE and self._chance.random() < 0.4:
             self._add(ended=False)
 
     @property
