@@ -19,7 +19,7 @@ import imagetasks
 from imagetasks.watch import Watch
 from imagetasks.watching import has_ended
 
-CLIENTS, WATCHES, LISTERS, STREAMERS = 10, 500, 10, 5
+CLIENTS, WATCHES, LISTERS, STREAMERS = 10, 500, 5, 3
 # Seconds within which every watch must hold the truth, once nothing changes any more.
 SECONDS = 20.0
 
@@ -104,7 +104,7 @@ class Asking:
                 how = repr(error)
             self.told[f"{kind}: {how}"] += 1
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.05):
+                async with asyncio.timeout(0.1):
                     await self._over.wait()
 
     def end(self) -> None:
