@@ -18,8 +18,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 import pytest
-import rolling_clients
 
+import rolling_clients
 from canned.launch import Canned, canned
 from processes import SECONDS, Gateway, becomes, free_ports, gateway
 
@@ -129,7 +129,7 @@ class Replica:
             "IMAGETASKS_DEFAULT_MAX_AGE": str(5.0 / SPEED),
             "IMAGETASKS_POLL_INTERVAL": str(5.0 / SPEED),
             "IMAGETASKS_FULL_READ_EVERY": str(600.0 / SPEED),
-            # On a machine that is busy with other things 500 goodbyes can take more than the usual ten seconds.
+            # On a busy machine 500 goodbyes can take more than the usual ten seconds.
             "IMAGETASKS_DRAIN_SECONDS": "30",
             "IMAGETASKS_LOG_LEVEL": "info",
         }
