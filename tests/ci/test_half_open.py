@@ -28,15 +28,18 @@ WATCH = "WatchStoreImageTasks"
 CLIENT = """
 import asyncio, json, sys, time, imagetasks
 address, watches, describes = sys.argv[1], int(sys.argv[2]), len(sys.argv) > 3
-async def hold(watch):
-    while not watch.is_caught_up:
-        await watch.heard()
+async def follow(watch, begun):
+    while await watch.heard() is not None:
+        if watch.tasks:
+            begun.set()
 async def main():
     took = []
     # It does not look after the connection itself: that is not what is asked.
     async with imagetasks.connect(address, keepalive=0, options=[("grpc.enable_http_proxy", 0)]) as client:
-        held = [client.watch() for _ in range(watches)]
-        await asyncio.gather(*map(hold, held))
+        held = [(client.watch(), asyncio.Event()) for _ in range(watches)]
+        following = [asyncio.create_task(follow(watch, begun)) for watch, begun in held]
+        for _, begun in held:
+            await begun.wait()
         print("ready", flush=True)
         over = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
         while describes and not over.done():
@@ -46,7 +49,9 @@ async def main():
             took.append(time.monotonic() - began)
             await asyncio.wait([over], timeout=0.05)
         await over
-        live = all(watch.is_live and watch.last_error is None for watch in held)
+        live = all(watch.is_live and watch.last_error is None for watch, _ in held)
+        for each in following:
+            each.cancel()
         print(json.dumps({"took": took, "live": live}))
 asyncio.run(main())
 """

@@ -8,6 +8,7 @@ to EC2's state, of all tasks), waits until every watch holds it, and prints as J
 
 import asyncio
 import contextlib
+import functools
 import json
 import sys
 from collections import Counter
@@ -18,7 +19,7 @@ import imagetasks
 from imagetasks.watch import Watch
 from imagetasks.watching import has_ended
 
-CLIENTS, WATCHES, LISTERS, STREAMERS = 10, 500, 10, 5
+CLIENTS, WATCHES, LISTERS, STREAMERS = 10, 500, 5, 3
 # Seconds within which every watch must hold the truth, once nothing changes any more.
 SECONDS = 20.0
 
@@ -61,7 +62,6 @@ class Application:
             self._heard.clear()
             await self._heard.wait()
 
-    @property
     def is_whole(self) -> bool:
         """It knows all that there is."""
         return self._watch.is_caught_up and len(self._watch.covered) > 0
@@ -70,6 +70,10 @@ class Application:
     def held(self) -> Kept:
         """What it holds: name to EC2's state."""
         return {name(task): task.ec2_store_task_state for task in self._watch.tasks.values()}
+
+    def holds(self, truth: Kept) -> bool:
+        """Whether it holds this."""
+        return self.held == truth
 
     def faults(self, truth: Kept) -> list[str]:
         """What is not as it must be, now that nothing changes any more."""
@@ -100,7 +104,7 @@ class Asking:
                 how = repr(error)
             self.told[f"{kind}: {how}"] += 1
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.05):
+                async with asyncio.timeout(0.1):
                     await self._over.wait()
 
     def end(self) -> None:
@@ -114,7 +118,7 @@ async def list_all(client: Any) -> str:
     ids = [task.task_id async for task in listing]
     failed = [outcome.status.message for outcome in listing.outcomes if outcome.HasField("status")]
     if failed:
-        return failed[0]
+        return f"failed: {failed[0]}"
     return "whole" if len(ids) == len(set(ids)) else "a task twice"
 
 
@@ -143,11 +147,11 @@ async def main(endpoint: str) -> None:
         applications = [Application(clients[number % CLIENTS].watch()) for number in range(WATCHES)]
         watching = [asyncio.create_task(each.run()) for each in applications]
         for each in applications:
-            await each.until(lambda each=each: each.is_whole)
+            await each.until(each.is_whole)
         unfinished = {task.ami_id async for task in clients[0].describe(max_age=0) if not has_ended(task)}
         asking = Asking()
         busy = [
-            asyncio.create_task(asking.again_and_again(kind, lambda ask=ask, n=n: ask(clients[n % CLIENTS])))
+            asyncio.create_task(asking.again_and_again(kind, functools.partial(ask, clients[n % CLIENTS])))
             for kind, ask, count in (("list", list_all, LISTERS), ("stream", stream_all, STREAMERS))
             for n in range(count)
         ]
@@ -163,7 +167,7 @@ async def main(endpoint: str) -> None:
         try:
             async with asyncio.timeout(SECONDS):
                 for each in applications:
-                    await each.until(lambda each=each: each.held == truth)
+                    await each.until(functools.partial(each.holds, truth))
                 waited = Counter(await asyncio.gather(*waits))
         except TimeoutError:
             late = 1
