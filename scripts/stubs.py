@@ -5,6 +5,7 @@ contract gives. Stubs of a language whose generator is not here are left out, an
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -27,6 +28,8 @@ PYTHON_STUBS = tuple(
 )
 PROTOSET = PYTHON / PROTO.with_suffix(".protoset")
 GO_STUBS = tuple(GO / "imagetasksv1" / f"{PROTO.stem}{ending}" for ending in (".pb.go", "_grpc.pb.go"))
+RUST_STUBS = (Path("clients/rust/src/imagetasks.v1.rs"),)
+RUST_GENERATOR = ROOT / ".build/rust/debug/imagetasks-stubs"
 # Also in the descriptor set: the contract does not import it, but its messages are the errors' details, which
 # tools can show only if they know them.
 MORE = ("google/rpc/error_details.proto",)
@@ -44,9 +47,12 @@ def generate(into: Path) -> list[Path]:
     """
     _python(into / PYTHON)
     written = [*PYTHON_STUBS, PROTOSET]
-    if not missing():
+    if _has_go():
         _go(into / GO)
         written += GO_STUBS
+    if RUST_GENERATOR.is_file():
+        _rust(into)
+        written += RUST_STUBS
     for path, text in contracts().items():
         (into / path).parent.mkdir(parents=True, exist_ok=True)
         (into / path).write_text(text)
@@ -56,9 +62,16 @@ def generate(into: Path) -> list[Path]:
 
 def missing() -> list[str]:
     """What is left out, and why."""
-    if all(plugin.is_file() for plugin in GO_PLUGINS):
-        return []
-    return ["Go's stubs, for protoc-gen-go is not built (make stubs builds it where Go is)"]
+    left_out = []
+    if not _has_go():
+        left_out.append("Go's stubs, for protoc-gen-go is not built (make stubs builds it where Go is)")
+    if not RUST_GENERATOR.is_file():
+        left_out.append("Rust's stubs, for their generator is not built (make stubs builds it where Rust is)")
+    return left_out
+
+
+def _has_go() -> bool:
+    return all(plugin.is_file() for plugin in GO_PLUGINS)
 
 
 def stale() -> list[Path]:
@@ -129,6 +142,13 @@ def _go(into: Path) -> None:
     ]
     plugins = [f"--plugin={plugin.name}={plugin}" for plugin in GO_PLUGINS]
     _protoc(*plugins, *options, str(PROTO))
+
+
+def _rust(into: Path) -> None:
+    (into / RUST_STUBS[0]).parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run([RUST_GENERATOR, into / PROTOSET, (into / RUST_STUBS[0]).parent], check=False)
+    if done.returncode != 0:
+        raise GenerationError(f"the generator of Rust's stubs ended with {done.returncode}")
 
 
 def _protoc(*arguments: str) -> None:
