@@ -1,7 +1,7 @@
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, error::Error, fmt, time::Duration};
 
 use prost::Message;
-use tonic::{Code, Status};
+use tonic::{Code, Status, TimeoutExpired};
 use tonic_types::pb;
 
 use crate::v1::{TargetFailures, target_failures};
@@ -30,7 +30,7 @@ pub struct Failure {
 impl From<&Status> for Failure {
     fn from(status: &Status) -> Self {
         let mut failure = Self {
-            code: status.code(),
+            code: code(status),
             message: status.message().to_owned(),
             reason: String::new(),
             metadata: HashMap::new(),
@@ -45,6 +45,16 @@ impl From<&Status> for Failure {
             let _ = failure.take(&detail.type_url, &detail.value);
         }
         failure
+    }
+}
+
+/// What gRPC says of ends that came from no server: tonic calls a deadline CANCELLED, a cut UNKNOWN.
+fn code(status: &Status) -> Code {
+    let causes = || std::iter::successors(status.source(), |cause| cause.source());
+    match status.code() {
+        Code::Cancelled if causes().any(|cause| cause.is::<TimeoutExpired>()) => Code::DeadlineExceeded,
+        Code::Unknown if causes().next().is_some() => Code::Unavailable,
+        code => code,
     }
 }
 
@@ -84,4 +94,4 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl Error for Failure {}
