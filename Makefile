@@ -20,10 +20,11 @@ buf_config := --config buf.yaml --path imagetasks
 own_scripts := scripts tests/project tests/ci tests/conformance
 
 # Beyond Python: each language has its tool, and a target that builds its client and runner and tests them.
-# java and rust: a name in `languages`, a tool, and the target below.
-languages := go typescript
+languages := go typescript java rust
 tool_go := go
 tool_typescript := npm
+tool_java := mvn
+tool_rust := cargo
 built = $(foreach each,$(languages),$(if $(shell command -v $(tool_$(each))),$(each)))
 go_bin := $(CURDIR)/.build/bin
 npm_installed := clients/typescript/node_modules/.package-lock.json
@@ -50,7 +51,7 @@ fix: .venv/project ## repair what ruff can, and format
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
 
-stubs: .venv/project $(if $(shell command -v go),.build/bin/protoc-gen-go .build/bin/protoc-gen-go-grpc) $(if $(shell command -v npm),$(npm_installed)) ## generate from the contract what is checked in: stubs, descriptor set, fingerprints
+stubs: .venv/project $(if $(shell command -v go),.build/bin/protoc-gen-go .build/bin/protoc-gen-go-grpc) $(if $(shell command -v npm),$(npm_installed)) $(if $(shell command -v cargo),.build/rust/debug/imagetasks-stubs) ## generate from the contract what is checked in: stubs, descriptor set, fingerprints
 	$(python) scripts/stubs.py
 
 clients: $(addprefix client-,$(built)) ## build and test the clients of other languages whose toolchain is here
@@ -106,6 +107,18 @@ protoc_gen_go_grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 client-go:
 	@cd clients/go && unformatted=$$(gofmt -l .) && test -z "$$unformatted" || { echo "not as gofmt has it: $$unformatted" >&2; exit 1; }
 	cd clients/go && go vet ./... && go test -race ./... && GOBIN=$(go_bin) go install ./cmd/... ./examples/...
+
+client-java:
+	cd clients/java && mvn --quiet --batch-mode package
+
+client-rust:
+	cd clients/rust && CARGO_TARGET_DIR=$(rust_target) cargo build --quiet --examples
+
+rust_target := $(CURDIR)/.build/rust
+
+.build/rust/debug/imagetasks-stubs: clients/rust/generate/Cargo.toml clients/rust/generate/src/main.rs
+	cd clients/rust/generate && CARGO_TARGET_DIR=$(rust_target) cargo build --quiet
+	@touch $@
 
 .build/bin/protoc-gen-go .build/bin/protoc-gen-go-grpc: Makefile
 	GOBIN=$(go_bin) go install $(if $(filter %-grpc,$@),$(protoc_gen_go_grpc),$(protoc_gen_go))

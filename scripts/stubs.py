@@ -5,6 +5,7 @@ contract gives. Stubs of a language whose generator is not here are left out, an
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -30,6 +31,8 @@ PYTHON_STUBS = tuple(
 )
 PROTOSET = PYTHON / PROTO.with_suffix(".protoset")
 GO_STUBS = tuple(GO / "imagetasksv1" / f"{PROTO.stem}{ending}" for ending in (".pb.go", "_grpc.pb.go"))
+RUST_STUBS = (Path("clients/rust/src/imagetasks.v1.rs"),)
+RUST_GENERATOR = ROOT / ".build/rust/debug/imagetasks-stubs"
 # Also in the descriptor set: the contract does not import it, but its messages are the errors' details, which
 # tools can show only if they know them.
 MORE = ("google/rpc/error_details.proto",)
@@ -58,6 +61,9 @@ def generate(into: Path) -> list[Path]:
     if _are_here(TYPESCRIPT_PLUGINS):
         _typescript(into / TYPESCRIPT / "src/gen")
         written += TYPESCRIPT_STUBS
+    if _are_here([RUST_GENERATOR]):
+        _rust(into)
+        written += RUST_STUBS
     for path, text in contracts().items():
         (into / path).parent.mkdir(parents=True, exist_ok=True)
         (into / path).write_text(text)
@@ -74,6 +80,8 @@ def missing() -> list[str]:
         left_out.append(
             "TypeScript's stubs, for protoc-gen-es is not installed (make stubs installs it where npm is)"
         )
+    if not _are_here([RUST_GENERATOR]):
+        left_out.append("Rust's stubs, for their generator is not built (make stubs builds it where Rust is)")
     return left_out
 
 
@@ -155,6 +163,14 @@ def _typescript(into: Path) -> None:
         "--es_opt=target=ts,import_extension=js",
         *TYPESCRIPT_PROTOS,
     )
+
+
+def _rust(into: Path) -> None:
+    (into / RUST_STUBS[0]).parent.mkdir(parents=True, exist_ok=True)
+    command = [RUST_GENERATOR, into / PROTOSET, (into / RUST_STUBS[0]).parent]
+    done = subprocess.run(command, check=False)  # noqa: S603  # our own generator
+    if done.returncode != 0:
+        raise GenerationError(f"the generator of Rust's stubs ended with {done.returncode}")
 
 
 def _are_here(plugins: Iterable[Path]) -> bool:
