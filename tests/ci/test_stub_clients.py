@@ -34,7 +34,9 @@ def running() -> Iterator[Gateway]:
 def test_the_program_of_the_readme_is_what_runs(language: str, running: Gateway) -> None:
     source, first, _, scheme = LANGUAGES[language]
     client = ROOT / "clients" / language
-    program = re.findall(rf"^```{language}\n(.*?)^```", (client / "README.md").read_text(), re.M | re.S)[0]
+    program = re.findall(
+        rf"^```{language}\n(.*?)^```", (client / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )[0]
     indent = "    " if language == "java" else ""
     assert textwrap.indent(program, indent) in (client / source).read_text()
     done = subprocess.run(
