@@ -47,7 +47,11 @@ async fn main() -> Result<(), Fault> {
     while let Some(line) = lines.next_line().await? {
         let command: Value = serde_json::from_str(&line)?;
         let seconds = command["cancel_after_seconds"].as_f64();
-        let mut run = Run { command, told: 0, received: BTreeMap::new() };
+        let mut run = Run {
+            command,
+            told: 0,
+            received: BTreeMap::new(),
+        };
         let patience = Duration::from_secs_f64(seconds.unwrap_or(1e6));
         let last = match timeout(patience, run.all()).await {
             Err(_) => json!({"event": "cancelled"}),
@@ -157,8 +161,10 @@ impl Run {
                     .await?;
                 while let Some(message) = messages.message().await? {
                     match &message.event {
-                        Some(Watched::Changes(told)) => self
-                            .tell(&message, told.changes.iter().filter_map(|c| c.task.as_ref()))?,
+                        Some(Watched::Changes(told)) => self.tell(
+                            &message,
+                            told.changes.iter().filter_map(|c| c.task.as_ref()),
+                        )?,
                         _ => self.tell(&message, [].iter())?,
                     }
                 }
@@ -169,7 +175,9 @@ impl Run {
     }
 
     fn seconds(&self) -> Option<Duration> {
-        self.command["timeout"].as_f64().map(Duration::from_secs_f64)
+        self.command["timeout"]
+            .as_f64()
+            .map(Duration::from_secs_f64)
     }
 
     async fn unary<M: Message + Default + Clone, R, F>(
@@ -187,7 +195,11 @@ impl Run {
                 request.set_timeout(patience);
             }
             for (key, value) in self.command["metadata"].as_object().into_iter().flatten() {
-                put(request.metadata_mut(), key, value.as_str().unwrap_or_default());
+                put(
+                    request.metadata_mut(),
+                    key,
+                    value.as_str().unwrap_or_default(),
+                );
             }
             call(request)
         });
@@ -203,9 +215,16 @@ impl Run {
     ) -> Result<(), Stop> {
         let bytes = BASE64.encode(message.encode_to_vec());
         let tasks: Vec<Value> = tasks.map(task).collect();
-        println!("{}", json!({"event": "message", "bytes": bytes, "tasks": tasks}));
+        println!(
+            "{}",
+            json!({"event": "message", "bytes": bytes, "tasks": tasks})
+        );
         self.told += 1;
-        if self.command["cancel_after"] == self.told { Err(Stop::Left) } else { Ok(()) }
+        if self.command["cancel_after"] == self.told {
+            Err(Stop::Left)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -226,14 +245,17 @@ fn put(metadata: &mut MetadataMap, key: &str, value: &str) {
 
 fn received(metadata: &MetadataMap) -> BTreeMap<String, String> {
     let said = metadata.iter().map(|each| match each {
-        KeyAndValueRef::Ascii(key, value) => {
-            (key.to_string(), value.to_str().unwrap_or_default().to_owned())
-        }
-        KeyAndValueRef::Binary(key, value) => {
-            (key.to_string(), BASE64.encode(value.to_bytes().unwrap_or_default()))
-        }
+        KeyAndValueRef::Ascii(key, value) => (
+            key.to_string(),
+            value.to_str().unwrap_or_default().to_owned(),
+        ),
+        KeyAndValueRef::Binary(key, value) => (
+            key.to_string(),
+            BASE64.encode(value.to_bytes().unwrap_or_default()),
+        ),
     });
-    said.filter(|(key, _)| key.starts_with("x-conformance-")).collect()
+    said.filter(|(key, _)| key.starts_with("x-conformance-"))
+        .collect()
 }
 
 fn task(task: &StoreImageTaskResult) -> Value {

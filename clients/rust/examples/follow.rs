@@ -17,7 +17,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
-    let address = env::args().nth(1).ok_or("follow http://host:port [region]")?;
+    let address = env::args()
+        .nth(1)
+        .ok_or("follow http://host:port [region]")?;
     let regions: Vec<String> = env::args().skip(2).collect();
     let gateway = stub(&endpoint(&address)?, token(None)?);
     Ok(match follow(&gateway, regions).await {
@@ -37,8 +39,10 @@ async fn follow<I: Interceptor + Clone>(
     gateway: &Gateway<I>,
     regions: Vec<String>,
 ) -> Result<(), Status> {
-    let mut asked =
-        DescribeStoreImageTasksRequest { regions: regions.clone(), ..Default::default() };
+    let mut asked = DescribeStoreImageTasksRequest {
+        regions: regions.clone(),
+        ..Default::default()
+    };
     loop {
         let page = retrying(|| {
             let (mut gateway, mut request) = (gateway.clone(), Request::new(asked.clone()));
@@ -46,14 +50,22 @@ async fn follow<I: Interceptor + Clone>(
             async move { gateway.describe_store_image_tasks(request).await }
         });
         let page = page.await?.into_inner();
-        page.store_image_task_results.iter().for_each(|task| print("LISTED", task));
+        page.store_image_task_results
+            .iter()
+            .for_each(|task| print("LISTED", task));
         match page.next_token.filter(|token| !token.is_empty()) {
             Some(token) => asked.next_token = Some(token),
             None => break,
         }
     }
-    let selector = Some(TaskSelector { regions, ..Default::default() });
-    let asked = WatchStoreImageTasksRequest { selector, ..Default::default() };
+    let selector = Some(TaskSelector {
+        regions,
+        ..Default::default()
+    });
+    let asked = WatchStoreImageTasksRequest {
+        selector,
+        ..Default::default()
+    };
     let watch = retrying(|| {
         let (mut gateway, asked) = (gateway.clone(), asked.clone());
         async move { gateway.watch_store_image_tasks(asked).await }
@@ -72,5 +84,10 @@ async fn follow<I: Interceptor + Clone>(
 
 fn print(what: &str, task: &StoreImageTaskResult) {
     let (state, percentage) = (task.ec2_store_task_state(), task.progress_percentage());
-    println!("{what} {} {} {} {state} {percentage}", task.account, task.region, task.ami_id());
+    println!(
+        "{what} {} {} {} {state} {percentage}",
+        task.account,
+        task.region,
+        task.ami_id()
+    );
 }

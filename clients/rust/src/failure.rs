@@ -50,9 +50,11 @@ impl From<&Status> for Failure {
 
 /// What gRPC says of ends that came from no server: tonic calls a deadline CANCELLED, a cut UNKNOWN.
 fn code(status: &Status) -> Code {
-    let causes = || std::iter::successors(status.source(), |cause| cause.source());
+    let causes = || std::iter::successors(status.source(), |&cause| cause.source());
     match status.code() {
-        Code::Cancelled if causes().any(|cause| cause.is::<TimeoutExpired>()) => Code::DeadlineExceeded,
+        Code::Cancelled if causes().any(|cause| cause.is::<TimeoutExpired>()) => {
+            Code::DeadlineExceeded
+        }
         Code::Unknown if causes().next().is_some() => Code::Unavailable,
         code => code,
     }

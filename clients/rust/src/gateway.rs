@@ -44,11 +44,14 @@ pub fn stub<I: Interceptor>(endpoint: &Endpoint, interceptor: I) -> Gateway<I> {
 pub fn token(
     token: Option<&str>,
 ) -> Result<impl Interceptor + Clone + use<>, tonic::metadata::errors::InvalidMetadataValue> {
-    let value: Option<MetadataValue<Ascii>> =
-        token.map(|token| format!("Bearer {token}").parse()).transpose()?;
+    let value: Option<MetadataValue<Ascii>> = token
+        .map(|token| format!("Bearer {token}").parse())
+        .transpose()?;
     Ok(move |mut request: Request<()>| {
         if let Some(value) = &value {
-            request.metadata_mut().insert("authorization", value.clone());
+            request
+                .metadata_mut()
+                .insert("authorization", value.clone());
         }
         Ok(request)
     })
