@@ -33,6 +33,7 @@ def measure(quick: bool) -> Result:
             with gateway(ec2, accounts(1, ec2)) as ours:
                 before = ours.processor()
                 found = told(PEERS, "gateway", ours.address)
+                assert (found["targets"], found["tasks"]) == (len(REGIONS), len(REGIONS) * TASKS)
                 cpu["gateway"].append(ours.processor() - before + found["cpu"])
                 cpu["of_it_the_caller"].append(found["cpu"])
                 wall["gateway"].append(found["seconds"])
@@ -40,6 +41,7 @@ def measure(quick: bool) -> Result:
                 found = told(PEERS, peer, ec2.endpoint, environment=environment)
                 wall[name].append(found["seconds"])
                 if name in cpu:
+                    assert found["tasks"] == len(REGIONS) * TASKS
                     cpu[name].append(found["cpu"])
         for _ in range(1 if quick else 2):
             command_lines["imagetasks"].append(by_our_command(ec2))

@@ -31,7 +31,8 @@ def gateway(address: str) -> Found:
             began, used, tasks, targets, first = time.perf_counter(), time.process_time(), 0, 0, 0.0
             kept = []
             async for event in stub.StreamStoreImageTasks(pb.StreamStoreImageTasksRequest(), metadata=METADATA):
-                first = first or time.perf_counter() - began
+                if event.HasField("page"):
+                    first = first or time.perf_counter() - began
                 tasks += len(event.page.store_image_task_results)
                 targets += event.outcome.source == pb.SOURCE_LIVE
                 kept.append(event)
