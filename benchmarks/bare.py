@@ -1,4 +1,4 @@
-"""A bare grpc.aio server: `python bare.py FILE` gives the bytes of a file to every describe, without a look."""
+"""A bare grpc.aio server: `python bare.py FILE` answers every describe with the bytes of a file."""
 
 import asyncio
 import sys
@@ -20,7 +20,7 @@ async def serve(answer: bytes) -> None:
         return answer
 
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    handlers = {"DescribeStoreImageTasks": grpc.unary_unary_rpc_method_handler(handle)}
+    handlers: dict[str, Any] = {"DescribeStoreImageTasks": grpc.unary_unary_rpc_method_handler(handle)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import grpc
 from estates import accounts, fill
@@ -19,7 +20,9 @@ REGION = "eu-central-1"
 def measure(quick: bool) -> Result:
     """For each size of the answer, and for the processor that a call takes."""
     rounds, calls = (3, 4000) if quick else (5, 15_000)
-    return Result([row for tasks in (SIZES[1:2] if quick else SIZES) for row in of_size(tasks, rounds, calls)])
+    return Result(
+        [row for tasks in (SIZES[1:2] if quick else SIZES) for row in of_size(tasks, rounds, calls)]
+    )
 
 
 def of_size(tasks: int, rounds: int, calls: int) -> list[Row]:
@@ -55,7 +58,7 @@ def _sides(figures: dict[str, list[float]]) -> dict[str, list[float]]:
 def described(address: str) -> bytes:
     """The bytes of an answer, which is cached then."""
     with grpc.insecure_channel(address) as channel:
-        call = channel.unary_unary(f"{SERVICE}/{METHOD}")
+        call: Any = channel.unary_unary(f"{SERVICE}/{METHOD}")
         call(b"", metadata=METADATA)
         answer: bytes = call(b"", metadata=METADATA)
         return answer
@@ -64,8 +67,8 @@ def described(address: str) -> bytes:
 BENCHMARK = Benchmark(
     "describe",
     "A cached describe",
-    "A gateway process with callers, quotas, metrics and its log on; load by h2load, 32 calls under way. The bare "
-    "server has the gateway's gRPC options and uvloop.",
+    "A gateway process with callers, quotas, metrics and its log on; load by h2load, 32 calls under way. The "
+    "bare server has the gateway's gRPC options and uvloop.",
     measure,
     (COMMAND,),
 )

@@ -1,4 +1,4 @@
-"""docs/performance.md: `performance.template.md` beside this, which is written by hand, with what was measured."""
+"""docs/performance.md: what was measured, in the hand-written `performance.template.md` beside this."""
 
 import os
 import platform
@@ -58,11 +58,11 @@ def plot(name: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None
     import matplotlib as mpl  # noqa: PLC0415  # takes a second
 
     mpl.use("agg")
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    pyplot_: Any = pyplot
+    pyplot: Any = plt
     title, across, up = PLOTTED[name]
-    figure, axes = pyplot_.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for label, points in series.items():
         line = axes.plot(*zip(*points, strict=True), marker="o", label=label)
         if label.startswith("linear"):
@@ -72,7 +72,7 @@ def plot(name: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None
     axes.legend()
     # Without the version of matplotlib, so that equal figures give equal files.
     figure.savefig(PLOTS / f"{name}.png", dpi=100, metadata={"Software": None})
-    pyplot_.close(figure)
+    pyplot.close(figure)
 
 
 def machine() -> str:

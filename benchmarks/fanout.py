@@ -1,4 +1,7 @@
-"""A change told to many subscribers, and what idle ones cost, beside a bare grpc.aio fan-out."""
+"""A change told to many subscribers, and what idle ones cost, beside a bare grpc.aio fan-out.
+
+`python benchmarks/fanout.py 10000` prints the KiB that a gateway holds for each of so many.
+"""
 
 import json
 import subprocess
@@ -97,9 +100,7 @@ def measure(quick: bool) -> Result:
 PARTS = {"p50": 0.5, "p99": 0.99}
 
 
-def of_count(
-    count: int, rounds: tuple[int, int], series: dict[str, list[tuple[float, float]]]
-) -> list[Row]:
+def of_count(count: int, rounds: tuple[int, int], series: dict[str, list[tuple[float, float]]]) -> list[Row]:
     """Both take turns: a round is a number of changes to one, then to the other."""
     found: dict[str, dict[str, list[float]]] = {part: {kind: [] for kind in KINDS} for part in PARTS}
     with ExitStack() as stack:
@@ -156,7 +157,8 @@ def idle(count: int, seconds: float) -> list[Row]:
             "one core",
             Goal(most=5, unit="%"),
             [processor["gateway"] * per],
-            medians("%", **{kind: [value * per] for kind, value in processor.items()}) + "; a heartbeat every 10 s",
+            medians("%", **{kind: [value * per] for kind, value in processor.items()})
+            + "; a heartbeat every 10 s",
         ),
     ]
 
@@ -170,3 +172,7 @@ BENCHMARK = Benchmark(
     measure,
     (COMMAND,),
 )
+
+if __name__ == "__main__":
+    with ExitStack() as subscribers:
+        print(json.dumps(Served("gateway", int(sys.argv[1]), subscribers).memory))

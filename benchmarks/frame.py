@@ -36,9 +36,10 @@ class Goal:
 
     def __str__(self) -> str:
         bounds = [("≥", self.least), ("≤", self.most)]
-        return ", ".join(
-            f"{sign} {shown(bound, self.unit)}" for sign, bound in bounds if bound is not None
-        ) or "none"
+        return (
+            ", ".join(f"{sign} {shown(bound, self.unit)}" for sign, bound in bounds if bound is not None)
+            or "none"
+        )
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 def medians(unit: str, **figures: Sequence[float]) -> str:
     """The medians of several figures by their names, as a detail."""
     return "; ".join(
-        f"{name.replace('_', ' ')} {shown(statistics.median(values), unit)}" for name, values in figures.items()
+        f"{name.replace('_', ' ')} {shown(statistics.median(values), unit)}"
+        for name, values in figures.items()
     )
 
 

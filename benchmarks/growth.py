@@ -33,10 +33,10 @@ def measure(quick: bool) -> Result:
     least, most = counts[0], counts[-1]
     rows = []
     for name, unit, of in (("time", "s", seconds), ("processor", "s", spent), ("memory", "MiB", memory)):
-        figures = [
-            more / one / (most / least) for one, more in zip(of[least], of[most], strict=True)
-        ]
-        detail = medians(unit, **{f"{least}_account{'s' * (least > 1)}": of[least], f"{most}_accounts": of[most]})
+        figures = [more / one / (most / least) for one, more in zip(of[least], of[most], strict=True)]
+        detail = medians(
+            unit, **{f"{least}_account{'s' * (least > 1)}": of[least], f"{most}_accounts": of[most]}
+        )
         rows.append(
             Row(
                 f"{least} → {most} accounts x {len(REGIONS)} Regions of {TASKS} tasks: {name}",
@@ -47,8 +47,12 @@ def measure(quick: bool) -> Result:
             )
         )
     middle = {
-        "until all is there": [(count * len(REGIONS), sorted(of)[len(of) // 2]) for count, of in seconds.items()],
-        "processor of the gateway": [(count * len(REGIONS), sorted(of)[len(of) // 2]) for count, of in spent.items()],
+        "until all is there": [
+            (count * len(REGIONS), sorted(of)[len(of) // 2]) for count, of in seconds.items()
+        ],
+        "processor of the gateway": [
+            (count * len(REGIONS), sorted(of)[len(of) // 2]) for count, of in spent.items()
+        ],
     }
     (across, up), *_ = middle["until all is there"]
     middle["linear"] = [(across, up), (most * len(REGIONS), up * most / least)]

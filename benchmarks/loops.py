@@ -25,7 +25,7 @@ WAITER_LOOKS: Final = 40
 PAGE: Final = 200
 # Boto3's default, "legacy": a call and four more, after a random part of 1, 2, 4 and 8 seconds.
 ATTEMPTS: Final = 5
-# Above it, the simulation asks for as long as it takes to see what becomes of them.
+# So many show within a minute what becomes of them.
 MANY: Final = 1000
 SHORT: Final = 60.0
 
@@ -63,7 +63,11 @@ class Peers:
     def cost(self) -> str:
         """Tokens of an answer, and what was refused."""
         calls = self.asked.granted + self.asked.throttled
-        of = shown(self.asked.granted / self.asked.answers, "tokens") if self.asked.answers else "none ever whole"
+        of = (
+            shown(self.asked.granted / self.asked.answers, "tokens")
+            if self.asked.answers
+            else "none ever whole"
+        )
         return f"{of}, {self.asked.throttled / calls:.0%} of calls throttled"
 
     @property

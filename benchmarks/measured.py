@@ -103,14 +103,18 @@ def _serving(log: IO[str], process: "subprocess.Popen[bytes]") -> str:
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         text = Path(log.name).read_text()
-        if found := re.search(r'"address": "([^"]+)".*"event": "serving"|"event": "serving".*"address": "([^"]+)"', text):
+        if found := re.search(
+            r'"address": "([^"]+)".*"event": "serving"|"event": "serving".*"address": "([^"]+)"', text
+        ):
             return found[1] or found[2]
         time.sleep(LOOK)
     raise RuntimeError(f"the gateway does not serve:\n{Path(log.name).read_text()}")
 
 
 @contextlib.contextmanager
-def child(*command: str, environment: Mapping[str, str] | None = None) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def child(
+    *command: str, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """One of our scripts, with the first line that it prints; it ends when its standard input does."""
     with subprocess.Popen(
         [sys.executable, *command],

@@ -27,9 +27,13 @@ MODULES: Final = ("describe", "fanout", "sweep", "latency", "start", "command_li
 
 def main() -> int:
     """Exit status: 0; 1: a quick run is far from a goal, or a benchmark could not run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODULES)}")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes; writes no document")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds and smaller sizes; writes no document"
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(MODULES):
         parser.error(f"there is no benchmark {min(unknown)}")

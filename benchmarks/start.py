@@ -46,9 +46,7 @@ def of_accounts(ec2: Canned, count: int, rounds: int) -> list[Row]:
             memory["gateway"].append(ours.memory())
         began = time.time()
         command = [sys.executable, __file__, ec2.endpoint, str(count)]
-        done = subprocess.run(
-            command, env=ec2.environment(account_id(1)), stdout=subprocess.PIPE, check=True
-        )
+        done = subprocess.run(command, env=ec2.environment(account_id(1)), stdout=subprocess.PIPE, check=True)
         found = json.loads(done.stdout)
         seconds.append(found["at"] - began)
         memory["aioboto3"].append(found["memory"])
@@ -62,7 +60,13 @@ def of_accounts(ec2: Canned, count: int, rounds: int) -> list[Row]:
             ratios(serving, seconds),
             medians("s", gateway=serving, aioboto3=seconds),
         ),
-        Row(f"launch to all answers, {of}", beside, Goal(), ratios(answered, seconds), medians("s", gateway=answered)),
+        Row(
+            f"launch to all answers, {of}",
+            beside,
+            Goal(),
+            ratios(answered, seconds),
+            medians("s", gateway=answered),
+        ),
         Row(
             f"memory after the first answers, {of}",
             beside,

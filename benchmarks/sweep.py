@@ -87,9 +87,7 @@ def by_our_command(ec2: Canned) -> float:
         command = [sys.executable, "-m", "imagetasks", "stream", "--output", "json"]
         environment: dict[str, Any] = os.environ | {"IMAGETASKS_TOKEN": TOKEN}
         began = time.perf_counter()
-        subprocess.run(
-            [*command, "--endpoint-url", ours.address], env=environment, stdout=output, check=True
-        )
+        subprocess.run([*command, "--endpoint-url", ours.address], env=environment, stdout=output, check=True)
         return time.perf_counter() - began
 
 

@@ -30,7 +30,9 @@ def gateway(address: str) -> Found:
             await stub.ListTargets(pb.ListTargetsRequest(), metadata=METADATA)
             began, used, tasks, targets, first = time.perf_counter(), time.process_time(), 0, 0, 0.0
             kept = []
-            async for event in stub.StreamStoreImageTasks(pb.StreamStoreImageTasksRequest(), metadata=METADATA):
+            async for event in stub.StreamStoreImageTasks(
+                pb.StreamStoreImageTasksRequest(), metadata=METADATA
+            ):
                 if event.HasField("page"):
                     first = first or time.perf_counter() - began
                 tasks += len(event.page.store_image_task_results)
@@ -43,8 +45,9 @@ def gateway(address: str) -> Found:
 
 def aio(endpoint: str) -> Found:
     """aioboto3 as it comes."""
-    import aioboto3  # noqa: PLC0415
     from contextlib import AsyncExitStack  # noqa: PLC0415
+
+    import aioboto3  # noqa: PLC0415
 
     async def read() -> Found:
         async with AsyncExitStack() as stack:
@@ -75,11 +78,15 @@ def threads(endpoint: str) -> Found:
     import boto3  # noqa: PLC0415
 
     session = boto3.Session()
-    clients = [session.client("ec2", region_name=region, endpoint_url=endpoint) for region in (*REGIONS, WARMING)]
+    clients = [
+        session.client("ec2", region_name=region, endpoint_url=endpoint) for region in (*REGIONS, WARMING)
+    ]
     clients.pop().describe_store_image_tasks(MaxResults=5)
 
     def every(client: Any) -> list[Any]:
-        pages = client.get_paginator("describe_store_image_tasks").paginate(PaginationConfig={"PageSize": PAGE})
+        pages = client.get_paginator("describe_store_image_tasks").paginate(
+            PaginationConfig={"PageSize": PAGE}
+        )
         return [task for page in pages for task in page["StoreImageTaskResults"]]
 
     with ThreadPoolExecutor(len(clients)) as pool:
