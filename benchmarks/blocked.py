@@ -38,7 +38,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         await warm(*arguments)
         ready.set_result(arguments[-1].address)
 
-    main._warm = then_tell
+    main._warm = then_tell  # type: ignore[assignment]
     task = asyncio.create_task(main._serve(settings, lambda: settings))
     try:
         yield await ready

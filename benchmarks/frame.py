@@ -1,4 +1,4 @@
-"""What every benchmark is made of: rows of ratios within one run, each beside its peer or limit and its goal."""
+"""What benchmarks are made of: rows of ratios within one run, each beside its peer or limit, with a goal."""
 
 import json
 import math

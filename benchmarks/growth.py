@@ -62,7 +62,7 @@ def measure(quick: bool) -> Result:
 BENCHMARK = Benchmark(
     "growth",
     "Growth",
-    "A new gateway process each time, with callers, quotas, metrics and log on, its accounts but the first by roles; "
-    "EC2 without latency; one stream of everything.",
+    "A new gateway process each time, with callers, quotas, metrics and log on, its accounts but the "
+    "first by roles; EC2 without latency; one stream of everything.",
     measure,
 )

@@ -25,7 +25,7 @@ def calls_per_second(address: str, method: str, calls: int, request: bytes = EMP
         calls: How many in all.
         request: With gRPC's prefix.
     """
-    with _command(address, method, calls, CONNECTIONS, AT_ONCE, request) as command:
+    with _command(address, method, calls, CONNECTIONS, AT_ONCE, request=request) as command:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"{calls} succeeded" in done.stdout, done.stdout
     found = re.search(r"([\d.]+) req/s", done.stdout)
@@ -38,7 +38,7 @@ def streams(address: str, method: str, count: int, connections: int) -> Iterator
     """So many streams that stay open as long as the context lasts; whatever comes is read and forgotten."""
     each = -(-count // connections)
     with (
-        _command(address, method, count, connections, each, EMPTY) as command,
+        _command(address, method, count, connections, each) as command,
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
     ):
         try:
@@ -50,7 +50,7 @@ def streams(address: str, method: str, count: int, connections: int) -> Iterator
 
 @contextlib.contextmanager
 def _command(
-    address: str, method: str, calls: int, connections: int, at_once: int, request: bytes
+    address: str, method: str, calls: int, connections: int, at_once: int, *, request: bytes = EMPTY
 ) -> Iterator[list[str]]:
     with tempfile.NamedTemporaryFile() as body:
         body.write(request)

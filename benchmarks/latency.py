@@ -61,7 +61,7 @@ def measure(quick: bool) -> Result:
 BENCHMARK = Benchmark(
     "latency",
     "First and last row",
-    f"Regions at {FASTEST * 1000:.0f} to {SLOWEST * 1000:.0f} ms a page. A new gateway process each time, with "
-    "callers, quotas, metrics and log on; the caller is connected before time begins.",
+    f"Regions at {FASTEST * 1000:.0f} to {SLOWEST * 1000:.0f} ms a page. A new gateway process each time, "
+    "with callers, quotas, metrics and log on; the caller is connected before time begins.",
     measure,
 )

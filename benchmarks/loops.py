@@ -135,7 +135,7 @@ async def _all(ec2: _Ec2, pages: int) -> bool:
 
 
 def waiting(callers: int) -> Peers:
-    """Everybody waits for one task, which ends after a minute and a half; a waiter that is throttled fails."""
+    """Everybody waits for one task, which ends after a minute and a half; who is throttled, fails."""
     found = Peers(callers)
 
     async def scenario(clock: VirtualClock) -> None:

@@ -104,8 +104,8 @@ BENCHMARK = Benchmark(
     "start",
     "Starting",
     "A gateway process with callers, quotas, metrics and log on, its accounts but the first by roles, "
-    "from its launch. The peer is a process that imports aioboto3, builds a client for each target, with given "
-    f"keys, and calls each, at most {AT_ONCE} at once.",
+    "from its launch. The peer is a process that imports aioboto3, builds a client for each target, with "
+    f"given keys, and calls each, at most {AT_ONCE} at once.",
     measure,
 )
 

@@ -1,4 +1,4 @@
-"""A cold sweep of 34 Regions: the processor from EC2's bytes to the caller's messages, and the time it takes."""
+"""A cold sweep of 34 Regions: the processor from EC2's bytes to the caller's messages, and the time."""
 
 import os
 import subprocess
@@ -105,10 +105,10 @@ def region_after_region(ec2: Canned, regions: tuple[str, ...]) -> float:
 BENCHMARK = Benchmark(
     "sweep",
     "A cold sweep",
-    "EC2 without latency, in a process of its own. A new gateway process each time, with callers, quotas, metrics "
-    "and log on, asked for everything by one stream; its caller's processor counts too. All clients are built "
-    "before time begins, but for the command lines, which count from their launch. All share two cores with the "
-    "EC2: `EC2 alone` is how long it takes with its answers thrown away.",
+    "EC2 without latency, in a process of its own. A new gateway process each time, with callers, quotas, "
+    "metrics and log on, asked for everything by one stream; its caller's processor counts too. All clients "
+    "are built before time begins, but for the command lines, which count from their launch. All share the "
+    "cores with the EC2: `EC2 alone` is how long it takes with its answers thrown away.",
     measure,
     (AWS,),
 )

@@ -1,4 +1,4 @@
-"""Some subscribers among many: `python watch_samples.py ADDRESS COUNT` tells how late each change reaches them.
+"""Some subscribers among many: `python watch_samples.py ADDRESS COUNT` tells how late changes reach them.
 
 It prints one line when all are caught up, then one for each change: the milliseconds from the moment at which
 the server knew of it to each of them. It ends with its standard input.

@@ -82,7 +82,7 @@ async def serve_bare(stack: AsyncExitStack) -> Served:
 
     pending = [(f"grpc.server.max_pending_requests{each}", 100_000) for each in ("", "_hard_limit")]
     server = grpc.aio.server(options=[*SERVER_OPTIONS, *pending])
-    method = grpc.unary_stream_rpc_method_handler(stream)
+    method: Any = grpc.unary_stream_rpc_method_handler(stream)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE.full_name, {"WatchStoreImageTasks": method}),)
     )
