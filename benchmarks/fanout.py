@@ -167,8 +167,8 @@ BENCHMARK = Benchmark(
     "fanout",
     "Subscribers",
     "The gateway's parts behind `listen`, as the process assembles them, with callers, quotas, metrics, log "
-    "and heartbeats on, over an EC2 in its memory: a change counts from when it is known. Most subscribers are "
-    "streams of h2load; one in ten, at most a hundred, is a Python client that measures.",
+    "and heartbeats on, over an EC2 in its memory: a change counts from when it is known. Most subscribers "
+    "are streams of h2load; one in ten, at most a hundred, is a Python client that measures.",
     measure,
     (COMMAND,),
 )

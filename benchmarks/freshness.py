@@ -31,7 +31,7 @@ ESTATES, CALLERS = (10, 1000, 10_000), (1, 100, 10_000)
 IN_PROGRESS = pb.TaskSelector(filters=[pb.Filter(name="task-state", values=["InProgress"])])
 # A task starts as often, and ends as long after.
 STARTS_EVERY, TAKES = 30.0, (20.0, 70.0)
-SETTLING = 700.0
+SETTLING = 240.0
 # Ten thousand heartbeats each ten seconds would be all that the simulation does.
 HEARTBEAT = 60.0
 
@@ -125,9 +125,12 @@ def told(tasks: int, subscribers: int) -> Told:
                         if at is not None and change.type == pb.TaskChange.TYPE_REMOVED:
                             found.late.append(clock() - at)
 
-        watching = [asyncio.create_task(subscribe()) for _ in range(subscribers)]
         going_on = asyncio.create_task(_tasks(ec2, clock, ended))
+        watching = [asyncio.create_task(subscribe())]
+        # A long list is read within what the budget allows at first.
         await asyncio.sleep(SETTLING)
+        watching += [asyncio.create_task(subscribe()) for _ in range(subscribers - 1)]
+        await asyncio.sleep(HEARTBEAT)
         counting.begin()
         found.late.clear()
         await asyncio.sleep(SECONDS)
@@ -185,9 +188,9 @@ BENCHMARK = Benchmark(
     "freshness",
     "What EC2 is asked, and how late a subscriber hears",
     f"In virtual time, {SECONDS / 60:.0f} minutes of it: the gateway's parts below gRPC with default settings "
-    f"(but for heartbeats, every {HEARTBEAT:.0f} s), on a fake EC2 behind its limit of 50 calls and one more every "
-    "two seconds. A task starts every 30 s; subscribers follow what is in progress. The loops list everything "
-    "every 5 s, the waiters ask for their AMI every 5 s; both try a throttled call again as boto3 does by "
-    "default, four times. They are simulated with that limit alone, ten thousand loops for one minute.",
+    f"(but for heartbeats, every {HEARTBEAT:.0f} s), on a fake EC2 behind its limit of 50 calls and one more "
+    "every two seconds. A task starts every 30 s; subscribers follow what is in progress. The loops list "
+    "everything every 5 s, the waiters ask for their AMI every 5 s; both try a throttled call again as boto3 "
+    "does by default, four times. They are simulated with that limit alone, ten thousand loops for one minute.",
     measure,
 )
