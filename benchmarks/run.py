@@ -34,10 +34,17 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="fewer rounds and smaller sizes; writes no document"
     )
+    parser.add_argument(
+        "--document", action="store_true", help="measures nothing; writes the document from the last full run"
+    )
     arguments = parser.parse_args()
+    if arguments.document:
+        write([import_module(name).BENCHMARK for name in MODULES])
+        return 0
     if unknown := set(arguments.names) - set(MODULES):
         parser.error(f"there is no benchmark {min(unknown)}")
-    console = Console()
+    # A pipe has no width; a table of eighty columns is mostly line breaks.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     chosen = [import_module(name).BENCHMARK for name in arguments.names or MODULES]
     missing, far = [], []
     for benchmark in chosen:
@@ -58,7 +65,7 @@ def main() -> int:
 def run(benchmark: Benchmark, console: Console, *, quick: bool) -> Result:
     """Measure, keep and print."""
     began = time.perf_counter()
-    with console.status(f"{benchmark.title} ...") if console.is_terminal else console.capture():
+    with console.status(f"{benchmark.title} ..."):
         result = benchmark.measure(quick)
     save(benchmark, result, quick=quick)
     table = Table(title=f"{benchmark.title} ({time.perf_counter() - began:.0f} s)", title_justify="left")
