@@ -17,7 +17,7 @@ pip := python -m pip --disable-pip-version-check install --quiet
 protoset := clients/python/imagetasks/v1/store_image_tasks.protoset
 buf_config := --config buf.yaml --path imagetasks
 # What ruff finds by itself, mypy is told: the three packages of pyproject.toml, and these.
-own_scripts := scripts tests/project tests/ci tests/conformance benchmarks
+own_scripts := scripts tests/project tests/ci tests/conformance
 
 # Beyond Python: each language has its tool, and a target that builds its client and runner and tests them.
 # typescript, java and rust: a name in `languages`, a tool, and the target below.
@@ -40,6 +40,7 @@ check: .venv/project ## lint, types, the contract's style and compatibility, gen
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/mypy $(own_scripts)
+	$(bin)/mypy benchmarks
 	$(python) scripts/stubs.py --check
 	$(bin)/buf lint '$(protoset)#format=binpb' $(buf_config)
 	$(bin)/buf breaking '$(protoset)#format=binpb' --against protos/imagetasks.v1.released.binpb $(buf_config)
