@@ -188,9 +188,10 @@ BENCHMARK = Benchmark(
     "freshness",
     "What EC2 is asked, and how late a subscriber hears",
     f"In virtual time, {SECONDS / 60:.0f} minutes of it: the gateway's parts below gRPC with default "
-    f"settings (but for heartbeats, every {HEARTBEAT:.0f} s), on a fake EC2 behind its limit of 50 calls and one "
-    "more every two seconds. A task starts every 30 s; subscribers follow what is in progress. The loops list "
-    "everything every 5 s, the waiters ask for their AMI every 5 s; both try a throttled call again as boto3 "
-    "does by default, four times. They are simulated with that limit alone, 10,000 loops for one minute.",
+    f"settings (but for heartbeats, every {HEARTBEAT:.0f} s), on a fake EC2 behind its limit of 50 calls "
+    "and one more every two seconds. A task starts every 30 s; subscribers follow what is in progress. "
+    "The loops list everything every 5 s, the waiters ask for their AMI every 5 s; both try a throttled "
+    "call again as boto3 does by default, four times. They are simulated with that limit alone, 10,000 "
+    "loops for one minute.",
     measure,
 )
