@@ -22,7 +22,7 @@ CONNECTIONS = 20
 # One in ten measures, and a hundred at most.
 SAMPLES = 100
 SECONDS = 120.0
-BESIDE = "a bare grpc.aio fan-out, same bytes"
+BESIDE = "a bare grpc.aio fan-out, as many bytes"
 
 
 class Served:

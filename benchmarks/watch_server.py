@@ -1,4 +1,4 @@
-"""A server process that tells changes: the gateway with everything on, or a bare fan-out of the same bytes.
+"""A server process that tells changes: the gateway with everything on, or a bare fan-out of as many bytes.
 
 `python watch_server.py gateway|bare` prints its address. It understands lines: "change 3" changes something
 for the third time, "open" prints how many streams are open. It ends with its standard input. A change carries
@@ -29,6 +29,8 @@ from imagetasks_server.listening import SERVER_OPTIONS, listen
 from imagetasks_server.observation import measured
 from imagetasks_server.telemetry import configure_log
 
+# As long as the gateway's.
+TOKEN_BYTES = 128
 Event = pb.WatchStoreImageTasksResponse
 # The address, what changes something, and how many streams are open.
 Served = tuple[str, Callable[[int], Awaitable[None]], Callable[[], int]]
@@ -97,7 +99,7 @@ async def serve_bare(stack: AsyncExitStack) -> Served:
         result = pb.StoreImageTaskResult()
         task.send(result, world.ec2().target)
         changes = Event.Changes(changes=[pb.TaskChange(type=pb.TaskChange.TYPE_MODIFIED, task=result)])
-        message = Event(changes=changes, resume_token="x" * 100).SerializeToString()
+        message = Event(changes=changes, resume_token="x" * TOKEN_BYTES).SerializeToString()
         for each in waiting:
             each.set()
 
