@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 import time
+from collections import defaultdict
 from typing import Any
 
 import grpc
@@ -25,7 +26,8 @@ PAUSE = 0.01
 
 async def sample(address: str, count: int) -> None:
     covered = 0
-    found: list[float] = []
+    # By what is told: the moment at which it became known.
+    found: defaultdict[str, list[float]] = defaultdict(list)
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNELS)]
 
@@ -40,11 +42,11 @@ async def sample(address: str, count: int) -> None:
                 if covered == count:
                     print(count, flush=True)
             elif event.HasField("changes") and not fresh:
-                at = int(event.changes.changes[0].task.store_task_failure_reason)
-                found.append((time.monotonic_ns() - at) / 1e6)
-                if len(found) == count:
-                    print(json.dumps(found), flush=True)
-                    found.clear()
+                task = event.changes.changes[0].task
+                of_one = found[task.store_task_failure_reason]
+                of_one.append((time.monotonic_ns() - int(task.store_task_failure_reason)) / 1e6)
+                if len(of_one) == count:
+                    print(json.dumps(of_one), flush=True)
 
     tasks = []
     for number in range(count):
