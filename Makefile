@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help run test check fix stubs clients conformance bench image lock clean
+.PHONY: help run test check fix stubs clients conformance bench bench-quick image lock clean
 
 # The first of these that is Python 3.11 or newer; `make PYTHON=... test` chooses another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -30,7 +30,7 @@ go_bin := $(CURDIR)/.build/bin
 npm_installed := clients/typescript/node_modules/.package-lock.json
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/project ## start a sandbox and the gateway, and watch tasks progress (RUN_SECONDS=20 ends it)
 	@$(python) scripts/demo.py
@@ -43,6 +43,7 @@ check: .venv/project ## lint, types, the contract's style and compatibility, gen
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/mypy $(own_scripts)
+	$(bin)/mypy benchmarks
 	$(python) scripts/stubs.py --check
 	$(bin)/buf lint '$(protoset)#format=binpb' $(buf_config)
 	$(bin)/buf breaking '$(protoset)#format=binpb' --against protos/imagetasks.v1.released.binpb $(buf_config)
@@ -60,11 +61,11 @@ clients: $(addprefix client-,$(built)) ## build and test the clients of other la
 conformance: .venv/project ## play the scenarios to the clients that are built (LANGUAGES=python,go demands these)
 	@GRPC_VERBOSITY=NONE $(python) tests/conformance/run.py $(if $(LANGUAGES),--languages $(LANGUAGES),--built)
 
-bench: .venv/project ## run the benchmarks
-	@set -e; for benchmark in benchmarks/bench_*.py; do \
-	  test -f "$$benchmark" || { echo 'There are no benchmarks yet.'; break; }; \
-	  echo "== $$benchmark"; $(python) "$$benchmark"; \
-	done
+bench: .venv/project .venv-awscli/installed ## run the benchmarks, and write docs/performance.md (ONLY="describe fanout": these)
+	$(python) benchmarks/run.py $(ONLY)
+
+bench-quick: .venv/project .venv-awscli/installed ## a reduced set in two minutes; fails if a ratio is far from its goal
+	$(python) benchmarks/run.py --quick $(ONLY)
 
 image: ## build the container image (IMAGE=name:tag)
 	@docker version >/dev/null 2>&1 || { echo 'make image needs docker and a running engine; "docker version" tells more.' >&2; exit 1; }

@@ -49,11 +49,10 @@ async def test_a_frozen_peer_is_noticed_within_half_a_minute() -> None:
 
 @pytest.mark.timeout(240)
 def test_ten_thousand_watchers_at_once_are_all_accepted_and_hold_little() -> None:
-    benchmark = ROOT / "benchmarks/bench_watch.py"
     result = subprocess.run(
-        [sys.executable, str(benchmark), "--watchers", "10000", "--serve", "gateway"],
+        [sys.executable, str(ROOT / "benchmarks/fanout.py"), "10000"],
         stdout=subprocess.PIPE,
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert json.loads(result.stdout)["memory"] <= 40
+    assert json.loads(result.stdout) <= 40

@@ -1,6 +1,6 @@
 """What a gateway does when more cached describes are offered than it can answer.
 
-    python benchmarks/bench_overload.py
+    python benchmarks/overload.py
 
 One gateway process; the load comes from another process, at a fixed rate, that waits for no answer
 (`offering.py`). On two cores the load takes half of what there is. Capacity is what h2load gets with 32 calls
@@ -17,11 +17,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bench_boundary import load
-from describing import PATH, Served, served
+from describe import METHOD, REGION, described
+from estates import accounts, fill
+from h2load import SERVICE, calls_per_second
+from measured import Measured, gateway
+
+from canned.launch import canned
 
 OFFERING = Path(__file__).with_name("offering.py")
-SECONDS, CONNECTIONS = 5, 20
+SECONDS, CONNECTIONS, TASKS = 5, 20, 20
 STEPS = {"capacity": 1.0, "5 times": 5.0, "after it": 0.5}
 
 
@@ -33,15 +37,22 @@ def main() -> None:
         f"{'waiting':>8} {'offered':>16} {'answered':>10} {'p50':>9} {'p99':>9} "
         f"{'refused':>9} {'p99':>9} {'too late':>9} {'memory':>9}"
     )
-    for waiting in parser.parse_args().waiting:
-        with served("gateway", limits={"max_waiting_calls": waiting}) as server:
-            load(server, 5000)
-            capacity = load(server, 10_000)
-            for name, factor in STEPS.items():
-                row(waiting, f"{name:>8} {capacity * factor:>5.0f}/s", server, capacity * factor)
+    arguments = parser.parse_args()
+    with canned() as ec2:
+        fill(ec2, TASKS, regions=[REGION])
+        for waiting in arguments.waiting:
+            limits = {"max_waiting_calls": waiting}
+            # Who offers has no token.
+            settings = {"callers": [], "default_max_age": 1e6, "limits": limits}
+            with gateway(ec2, accounts(1, ec2, [REGION]), **settings) as server:
+                described(server.address)
+                calls_per_second(server.address, METHOD, 5000)
+                capacity = calls_per_second(server.address, METHOD, 10_000)
+                for name, factor in STEPS.items():
+                    row(waiting, f"{name:>8} {capacity * factor:>5.0f}/s", server, capacity * factor)
 
 
-def row(waiting: int, name: str, server: Served, rate: float) -> None:
+def row(waiting: int, name: str, server: Measured, rate: float) -> None:
     """Offer, and print what came of it."""
     found = offer(server, rate, SECONDS)
     ended = found["ended"]
@@ -55,9 +66,9 @@ def row(waiting: int, name: str, server: Served, rate: float) -> None:
     )
 
 
-def offer(server: Served, rate: float, seconds: float) -> dict[str, Any]:
+def offer(server: Measured, rate: float, seconds: float) -> dict[str, Any]:
     """What `offering.py` found."""
-    command = [sys.executable, OFFERING, server.address, PATH, rate, seconds, CONNECTIONS]
+    command = [sys.executable, OFFERING, server.address, f"{SERVICE}/{METHOD}", rate, seconds, CONNECTIONS]
     result = subprocess.run([str(each) for each in command], stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = json.loads(result.stdout)
     assert not found["unanswered"], found["unanswered"]

@@ -1,0 +1,80 @@
+"""How long the gateway's loop stands still in a cold sweep: `python blocked.py ENDPOINT` prints milliseconds.
+
+The gateway runs in this process, built by `main`, for nobody else could look at its loop; the caller is
+another process. The EC2 must have been filled.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from estates import accounts
+from measured import EVERYTHING_ON
+
+from canned.launch import Canned
+from imagetasks_server import main
+from imagetasks_server.config import Settings
+from imagetasks_server.telemetry import configure_log
+
+PEERS = str(Path(__file__).with_name("sweep_peers.py"))
+RUNS = 5
+BEAT = 0.001
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[str]:
+    """A gateway in this process, SERVING."""
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    warm = main._warm
+
+    async def then_tell(*arguments: Any) -> None:
+        await warm(*arguments)
+        ready.set_result(arguments[-1].address)
+
+    main._warm = then_tell  # type: ignore[assignment]
+    task = asyncio.create_task(main._serve(settings, lambda: settings))
+    try:
+        yield await ready
+    finally:
+        main._warm = warm
+        os.kill(os.getpid(), 15)
+        await task
+
+
+async def longest_turns(endpoint: str) -> list[float]:
+    """Milliseconds, of each of several cold sweeps."""
+    fields = {**EVERYTHING_ON, "accounts": accounts(1, Canned(endpoint))}
+    found = []
+    for _ in range(RUNS):
+        async with serving(Settings(**fields)) as address:
+            worst = 0.0
+
+            async def beat() -> None:
+                nonlocal worst
+                while True:
+                    before = time.perf_counter()
+                    await asyncio.sleep(BEAT)
+                    worst = max(worst, time.perf_counter() - before - BEAT)
+
+            beating = asyncio.create_task(beat())
+            caller = await asyncio.create_subprocess_exec(
+                sys.executable, PEERS, "gateway", address, stdout=asyncio.subprocess.DEVNULL
+            )
+            assert await caller.wait() == 0
+            beating.cancel()
+            found.append(worst * 1000)
+    return found
+
+
+if __name__ == "__main__":
+    configure_log("info", json_lines=True)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        turns = uvloop.run(longest_turns(sys.argv[1]))
+    print(json.dumps(turns))

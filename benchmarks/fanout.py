@@ -1,0 +1,178 @@
+"""A change told to many subscribers, and what idle ones cost, beside a bare grpc.aio fan-out.
+
+`python benchmarks/fanout.py 10000` prints the KiB that a gateway holds for each of so many.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from frame import Benchmark, Goal, Result, Row, medians, ratios
+from h2load import COMMAND, streams
+from measured import Measured
+
+HERE = Path(__file__).parent
+METHOD = "WatchStoreImageTasks"
+KINDS = ("gateway", "bare")
+CONNECTIONS = 20
+# One in ten measures, and a hundred at most.
+SAMPLES = 100
+SECONDS = 120.0
+BESIDE = "a bare grpc.aio fan-out, as many bytes"
+
+
+class Served:
+    """A server with its subscribers."""
+
+    def __init__(self, kind: str, count: int, stack: ExitStack) -> None:
+        self.server = self._start("watch_server.py", kind, stack=stack, errors=subprocess.DEVNULL)
+        self.address = self._line(self.server)
+        self.measured = Measured(self.server.pid, self.address)
+        before = self.measured.memory()
+        samples = max(1, min(SAMPLES, count // 10))
+        self._changes = 0
+        began = time.perf_counter()
+        self.samples = self._start("watch_samples.py", self.address, str(samples), stack=stack)
+        if count > samples:
+            rest = count - samples
+            stack.enter_context(streams(self.address, METHOD, rest, min(CONNECTIONS, rest)))
+        assert self._line(self.samples) == str(samples)
+        deadline = time.monotonic() + SECONDS
+        while self.open() < count:
+            assert time.monotonic() < deadline, f"{self.open()} of {count} subscribers"
+            time.sleep(0.05)
+        self.opened = time.perf_counter() - began
+        self.memory = (self.measured.memory() - before) / count * 1024
+
+    def open(self) -> int:
+        """How many streams are open."""
+        return int(self._ask("open"))
+
+    def change(self) -> list[float]:
+        """Change something; milliseconds to each of those who measure."""
+        self._changes += 1
+        self._tell(f"change {self._changes}")
+        found: list[float] = json.loads(self._line(self.samples))
+        return found
+
+    def _ask(self, line: str) -> str:
+        self._tell(line)
+        return self._line(self.server)
+
+    def _tell(self, line: str) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.write(f"{line}\n")
+        self.server.stdin.flush()
+
+    @staticmethod
+    def _line(process: "subprocess.Popen[str]") -> str:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, "a process of the benchmark has ended"
+        return line.strip()
+
+    @staticmethod
+    def _start(
+        script: str, *arguments: str, stack: ExitStack, errors: int | None = None
+    ) -> "subprocess.Popen[str]":
+        command: list[Any] = [sys.executable, HERE / script, *arguments]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        return process
+
+
+def measure(quick: bool) -> Result:
+    """For each number of subscribers."""
+    rows: list[Row] = []
+    series: dict[str, list[tuple[float, float]]] = {f"{kind}, {part}": [] for kind in KINDS for part in PARTS}
+    for count in (100, 1000) if quick else (1, 100, 1000, 10_000):
+        rows += of_count(count, (3, 10) if quick else (5, 20 if count < 1000 else 5), series)
+    rows += idle(2000, 12.0) if quick else idle(10_000, 20.0)
+    return Result(rows, series)
+
+
+PARTS = {"p50": 0.5, "p99": 0.99}
+
+
+def of_count(count: int, rounds: tuple[int, int], series: dict[str, list[tuple[float, float]]]) -> list[Row]:
+    """Both take turns: a round is a number of changes to one, then to the other."""
+    found: dict[str, dict[str, list[float]]] = {part: {kind: [] for kind in KINDS} for part in PARTS}
+    with ExitStack() as stack:
+        served = {kind: Served(kind, count, stack) for kind in KINDS}
+        for each in served.values():
+            for _ in range(rounds[1]):
+                each.change()
+        for _ in range(rounds[0]):
+            for kind, each in served.items():
+                late = sorted(value for _ in range(rounds[1]) for value in each.change())
+                for part, place in PARTS.items():
+                    found[part][kind].append(late[min(len(late) - 1, int(len(late) * place))])
+    for part in PARTS:
+        for kind in KINDS:
+            values = sorted(found[part][kind])
+            series[f"{kind}, {part}"].append((count, values[len(values) // 2]))
+    subscribers = f"{count:,} subscriber{'s' * (count > 1)}"
+    return [
+        Row(
+            f"a change to {subscribers}, {part}",
+            BESIDE,
+            Goal(most=1.3),
+            ratios(of["gateway"], of["bare"]),
+            medians("ms", **of),
+            steady=count >= 1000 and part == "p50",
+        )
+        for part, of in found.items()
+    ]
+
+
+def idle(count: int, seconds: float) -> list[Row]:
+    """Memory of each, and the processor that all take who only hear that the gateway lives."""
+    memory: dict[str, float] = {}
+    processor: dict[str, float] = {}
+    for kind in KINDS:
+        with ExitStack() as stack:
+            served = Served(kind, count, stack)
+            memory[kind] = served.memory
+            before = served.measured.processor()
+            time.sleep(seconds)
+            processor[kind] = (served.measured.processor() - before) / seconds * 100
+    # So that the quick run can be compared with the same goal.
+    per = 10_000 / count
+    return [
+        Row(
+            f"{count:,} idle subscribers: memory of each",
+            "bare grpc.aio streams",
+            Goal(most=1.5),
+            [memory["gateway"] / memory["bare"]],
+            medians("KiB", **{kind: [value] for kind, value in memory.items()}),
+        ),
+        Row(
+            "10,000 idle subscribers: processor" + ("" if per == 1 else f", from {count:,}"),
+            "one core",
+            Goal(most=5, unit="%"),
+            [processor["gateway"] * per],
+            medians("%", **{kind: [value * per] for kind, value in processor.items()})
+            + "; a heartbeat every 10 s",
+        ),
+    ]
+
+
+BENCHMARK = Benchmark(
+    "fanout",
+    "Subscribers",
+    "The gateway's parts behind `listen`, as the process assembles them, with callers, quotas, metrics, log "
+    "and heartbeats on, over an EC2 in its memory: a change counts from when it is known. Most subscribers "
+    "are streams of h2load; one in ten, at most a hundred, is a Python client that measures.",
+    measure,
+    (COMMAND,),
+)
+
+if __name__ == "__main__":
+    with ExitStack() as subscribers:
+        print(json.dumps(Served("gateway", int(sys.argv[1]), subscribers).memory))
