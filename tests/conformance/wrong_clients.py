@@ -40,7 +40,7 @@ def begins_anew() -> None:
 def retries_what_is_exhausted() -> None:
     """Its retry policy spends EC2's allowance."""
     channel.SERVICE_CONFIG = channel.SERVICE_CONFIG.replace(
-        '["UNAVAILABLE"]', '["UNAVAILABLE", "RESOURCE_EXHAUSTED"]'
+        '"UNAVAILABLE", ', '"UNAVAILABLE", "RESOURCE_EXHAUSTED", '
     )
 
 

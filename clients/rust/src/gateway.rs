@@ -1,3 +1,4 @@
+use std::error::Error as _;
 use std::{future::Future, time::Duration};
 
 use tonic::{
@@ -57,7 +58,8 @@ pub fn token(
     })
 }
 
-/// Makes a call, and again where it was UNAVAILABLE: four attempts, as in a service config of gRPC's.
+/// Makes a call, and again where it was UNAVAILABLE, or refused with CANCELLED for want of room in the gateway's
+/// queue: four attempts, as in a service config of gRPC's.
 ///
 /// Every method is free of side effects. RESOURCE_EXHAUSTED is not tried again: EC2's allowance is spent.
 /// A stream is tried again until it has begun.
@@ -72,7 +74,7 @@ where
     let mut pause = FIRST_PAUSE;
     for _ in 1..ATTEMPTS {
         match call().await {
-            Err(status) if status.code() == Code::Unavailable => {
+            Err(status) if may_be_tried_again(&status) => {
                 let Some(asked) = pushback(&status) else {
                     return Err(status);
                 };
@@ -83,6 +85,15 @@ where
         }
     }
     call().await
+}
+
+fn may_be_tried_again(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable => true,
+        // Of the gateway. What ended here, as by a deadline, has a cause.
+        Code::Cancelled => status.source().is_none(),
+        _ => false,
+    }
 }
 
 /// How long the gateway asks to wait: `None` is for ever, `Some(None)` if it says nothing.

@@ -18,7 +18,7 @@ const SERVICE_CONFIG = {
         initialBackoff: "0.1s",
         maxBackoff: "1s",
         backoffMultiplier: 3,
-        retryableStatusCodes: ["UNAVAILABLE"],
+        retryableStatusCodes: ["UNAVAILABLE", "CANCELLED"],
       },
     },
   ],

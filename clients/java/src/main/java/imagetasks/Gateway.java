@@ -26,7 +26,7 @@ public final class Gateway {
                       "initialBackoff", "0.1s",
                       "maxBackoff", "1s",
                       "backoffMultiplier", 3.0,
-                      "retryableStatusCodes", List.of("UNAVAILABLE")))));
+                      "retryableStatusCodes", List.of("UNAVAILABLE", "CANCELLED")))));
 
   /** Bytes. */
   private static final int MAX_MESSAGE = 64 << 20;
