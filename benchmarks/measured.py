@@ -102,11 +102,9 @@ def gateway(ec2: Canned, accounts: Sequence[Mapping[str, Any]], **settings: Any)
 def _serving(log: IO[str], process: "subprocess.Popen[bytes]") -> str:
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        text = Path(log.name).read_text()
-        if found := re.search(
-            r'"address": "([^"]+)".*"event": "serving"|"event": "serving".*"address": "([^"]+)"', text
-        ):
-            return found[1] or found[2]
+        for line in Path(log.name).read_text().splitlines():
+            if '"serving"' in line and (found := json.loads(line))["event"] == "serving":
+                return str(found["address"])
         time.sleep(LOOK)
     raise RuntimeError(f"the gateway does not serve:\n{Path(log.name).read_text()}")
 
