@@ -34,8 +34,8 @@ RESTARTS = 2
 TASKS, UNFINISHED, MORE = 60, 40, 60
 # Seconds between two steps of all tasks.
 STEP = 0.5
-# That a gateway has taken before the other one is stopped.
-CALLS = 50
+# Calls that a gateway has taken, and steps of the tasks, before the other one is stopped.
+CALLS, STEPS = 50, 5
 
 
 class World:
@@ -108,6 +108,10 @@ class Steps:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+
+    def wait_for(self, taken: int) -> None:
+        """Return when so many have been taken."""
+        assert becomes(lambda: self.taken >= taken)
 
     def _run(self) -> None:
         while not self._over.wait(STEP):
@@ -196,9 +200,10 @@ def test_gateways_restarted_in_turn_under_load_lose_nothing(ec2: Canned, replica
             assert clients.stdout is not None
             assert clients.stdout.readline() == b"ready\n"
             with Steps(ec2, worlds) as steps:
-                for each in replicas * RESTARTS:
-                    # The one goes when the other has its share again.
+                for turn, each in enumerate(replicas * RESTARTS, 1):
+                    # The one goes when the other has its share again, and tasks have ended meanwhile.
                     assert becomes(lambda: all(each.calls(-1).total() >= CALLS for each in replicas))
+                    steps.wait_for(turn * STEPS)
                     each.stop()
                     each.start()
             by_itself = sum(world.ended for world in worlds)
