@@ -1,8 +1,7 @@
 """One question over many views: waits for what must be read, merges, pages, and says how each target ended.
 
 Kept: the bytes of answers that came from views alone. Their key is the question, the place in the
-listing and the targets; they are good while no view behind them was read or changed since, which the
-views' revisions and read times tell. Who asks is not in the key: that was decided before.
+listing and the targets. Who asks is not in the key: that was decided before.
 """
 
 import asyncio
@@ -24,14 +23,14 @@ from imagetasks_server.tally import How
 from imagetasks_server.targets import Resolution
 from imagetasks_server.tokens import PageToken
 from imagetasks_server.tracked import Registry
-from imagetasks_server.view import Entry
+from imagetasks_server.view import Entry, View
 
 MAX_PAGE_TASKS: Final = 1000
 MAX_PAGE_BYTES: Final = 2 * 1024 * 1024
 STREAM_PAGE_TASKS: Final = 200
 
-Stamp: TypeAlias = tuple[tuple[int, float | None], ...]
-"""Revision and read time of each view behind an answer."""
+Stood: TypeAlias = tuple[View, int, float]
+"""A view as it was: its revision and its read time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,39 @@ class Place:
         return self.token.after if self.token else None
 
 
+class Answer:
+    """A serialised DescribeStoreImageTasksResponse, and what it came from.
+
+    Args:
+        message: Its bytes.
+        behind: The views that it came from, each as it was; empty: from more than views.
+
+    Attributes:
+        message: As given.
+    """
+
+    __slots__ = ("__weakref__", "_behind", "message")
+
+    def __init__(self, message: bytes, behind: Sequence[Stood] = ()) -> None:
+        self.message = message
+        self._behind = behind
+
+    @property
+    def is_of_views(self) -> bool:
+        """Whether it came from views alone."""
+        return bool(self._behind)
+
+    def stands(self, not_before: float) -> bool:
+        """Whether the same question has the same answer, in which nothing is older than this (Unix seconds).
+
+        It has while no view behind it was read or changed since.
+        """
+        for view, revision, read_time in self._behind:
+            if read_time < not_before or view.revision != revision or view.read_time != read_time:
+                return False
+        return self.is_of_views
+
+
 class Answers:
     """Answers questions from the registry's views.
 
@@ -66,23 +98,23 @@ class Answers:
     def __init__(self, registry: Registry, clock: Clock, *, cache_bytes: int) -> None:
         self._registry = registry
         self._clock = clock
-        self._kept: LRUCache[tuple[object, ...], tuple[Stamp, bytes]] = LRUCache(
-            cache_bytes, getsizeof=lambda kept: len(kept[1])
+        self._kept: LRUCache[tuple[object, ...], Answer] = LRUCache(
+            cache_bytes, getsizeof=lambda kept: len(kept.message)
         )
 
-    async def describe(self, question: Question, place: Place, resolution: Resolution) -> bytes:
-        """One page over all targets, as a serialised DescribeStoreImageTasksResponse.
+    async def describe(self, question: Question, place: Place, resolution: Resolution) -> Answer:
+        """One page over all targets.
 
         Raises:
             Error: Every target failed, or the only one did, or it does not know an image.
         """
         parts, out = self._parts(resolution, place.token)
-        alone = not out and all(part.is_fresh(question) for part in parts)
         key = (place.fingerprint, place.page_size, place.after, resolution.targets)
-        stamp = tuple((part.view.revision, part.view.read_time) for part in parts)
-        if alone and (kept := self._kept.get(key)) and kept[0] == stamp:
+        if not out and (kept := self._kept.get(key)) and kept.stands(question.not_before):
             question.tally.answered(How.CACHED, len(parts))
-            return kept[1]
+            return kept
+        alone = not out and all(part.is_fresh(question) for part in parts)
+        behind = [(part.view, part.view.revision, part.view.read_time or 0.0) for part in parts if alone]
         async with contextlib.aclosing(progress(parts, question, self._clock)) as news:
             async for _ in news:
                 pass
@@ -91,9 +123,10 @@ class Answers:
         _fail_if_all_did([*parts, *out])
         if len(parts) == 1 and not out:
             await self._check_images(question, parts[0])
-        answer = _page(question, place, parts, out).SerializeToString()
-        if alone and len(answer) <= self._kept.maxsize:
-            self._kept[key] = (stamp, answer)
+        page = _page(question, place, parts, out).SerializeToString()
+        answer = Answer(page, behind)
+        if behind and len(page) <= self._kept.maxsize:
+            self._kept[key] = answer
         return answer
 
     async def stream(
@@ -125,7 +158,7 @@ class Answers:
                     yield pb.StreamStoreImageTasksResponse(outcome=ending.outcome())
         yield pb.StreamStoreImageTasksResponse(summary=summary)
 
-    async def permissions(self, question: Question, resolution: Resolution) -> bytes:
+    async def permissions(self, question: Question, resolution: Resolution) -> Answer:
         """A dry run over all targets: OK where permitted.
 
         Raises:
@@ -153,7 +186,9 @@ class Answers:
             if _error_of(part).reason == "DRY_RUN_OPERATION":
                 part.error, part.source = None, pb.SOURCE_LIVE
         _fail_if_all_did(parts)
-        return pb.DescribeStoreImageTasksResponse(target_outcomes=_outcomes(parts)).SerializeToString()
+        return Answer(
+            pb.DescribeStoreImageTasksResponse(target_outcomes=_outcomes(parts)).SerializeToString()
+        )
 
     def _parts(
         self, resolution: Resolution, token: PageToken | None = None, *, streamed: bool = False

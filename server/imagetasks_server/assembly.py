@@ -71,6 +71,7 @@ class Gateway:
 
     async def close(self) -> None:
         """End everything that asks AWS, and others."""
+        self.records.tell()
         await self.gate.close()
         await self.registry.close()
         await self.targets.close()
@@ -81,8 +82,18 @@ def assemble(
     accounts: Mapping[str, ReadableAccount],
     clock: Clock,
     tracer: "Tracer | None" = None,
+    *,
+    together: float = 0.0,
 ) -> Gateway:
-    """A gateway over these accounts, which may come and go; it asks nothing yet."""
+    """A gateway over these accounts, which may come and go; it asks nothing yet.
+
+    Args:
+        settings: All of them.
+        accounts: By the gateway's names.
+        clock: Unix seconds.
+        tracer: Of its calls.
+        together: Seconds for which ended calls are collected before they are counted and logged.
+    """
     metrics = Metrics(_names(settings))
     targets = Targets(
         accounts,
@@ -131,7 +142,7 @@ def assemble(
         max_concurrent_calls=settings.limits.max_concurrent_calls,
         max_open_streams=settings.limits.max_open_streams,
     )
-    records = Records(SERVICE.full_name, metrics, tracer)
+    records = Records(SERVICE.full_name, metrics, tracer, together=together)
     boundary = Boundary(
         clock,
         records,

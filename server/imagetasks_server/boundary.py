@@ -23,9 +23,10 @@ from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.access import Access
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import InvalidRequest
-from imagetasks_server.gate import Gate, Stay
+from imagetasks_server.gate import Decision, Gate
 from imagetasks_server.limits import Admission, Limits
 from imagetasks_server.record import Context, Record, Records
+from imagetasks_server.repeats import Again
 from imagetasks_server.service import Call, Service
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StoreImageTaskService"]
@@ -119,22 +120,33 @@ class Boundary:
                 )
             else:
                 methods[method.name] = grpc.unary_unary_rpc_method_handler(
-                    self._unary(method, implementation), response_serializer=serialize
+                    self._unary(method, implementation, service.again.get(method.name)),
+                    response_serializer=serialize,
                 )
         return grpc.method_handlers_generic_handler(SERVICE.full_name, methods)
 
     def _unary(
-        self, method: MethodDescriptor, implementation: Unary
+        self, method: MethodDescriptor, implementation: Unary, again: Again | None
     ) -> Callable[[bytes, Context], Awaitable[Any]]:
         parse, kind = _parser(method), METHODS[method.name]
 
         async def unary(message: bytes, context: Context) -> bytes | Message:
             with self._records.of(method.name, context) as record:
                 try:
-                    with await self._admitted(record, context) as access:
-                        call = self._call(context, record, access)
-                        with self._let_in(record, access, kind), access.until_it_expires(self._clock):
-                            return await access.guard(lambda: implementation(parse(message), call))
+                    decision = self._gate.known(record.metadata, record.method)
+                    shown = record.metadata, self._connection(context)
+                    if decision is None:
+                        record.bind()
+                        decision = await self._gate.decided(*shown, record.method)
+                    with self._let_in(record, decision, kind):
+                        # What can be said at once needs nothing of what follows.
+                        if again and (answer := again(message, decision.permission, record.tally)):
+                            return answer
+                        record.bind()
+                        with self._gate.stay(decision, shown, record.method) as access:
+                            call = self._call(context, record, access, message)
+                            with access.until_it_expires(self._clock):
+                                return await access.guard(lambda: implementation(parse(message), call))
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record, error)
 
@@ -148,10 +160,17 @@ class Boundary:
         async def stream(message: bytes, context: Context) -> AsyncGenerator[Message]:
             with self._records.of(method.name, context) as record:
                 try:
-                    with await self._admitted(record, context) as access:
-                        call = self._call(context, record, access)
+                    shown = record.metadata, self._connection(context)
+                    decision = self._gate.known(record.metadata, record.method)
+                    record.bind()
+                    if decision is None:
+                        decision = await self._gate.decided(*shown, record.method)
+                    with (
+                        self._let_in(record, decision, kind),
+                        self._gate.stay(decision, shown, record.method) as access,
+                    ):
+                        call = self._call(context, record, access, message)
                         with (
-                            self._let_in(record, access, kind),
                             # A watch says goodbye itself.
                             access.until_it_expires(self._clock) if kind is Kind.STREAM else _NOTHING,
                             _ended_after(self._longest + STUCK_SECONDS),
@@ -166,21 +185,19 @@ class Boundary:
 
         return stream
 
-    def _admitted(self, record: Record, context: Context) -> Awaitable[Stay]:
-        # Asked of gRPC now, while the call is certainly there.
-        connection = context.auth_context() if self._gate.asks_for_certificates else _NO_CONNECTION
-        return self._gate.admitted(record.metadata, connection, record.method)
+    def _connection(self, context: Context) -> Mapping[str, Any]:
+        return context.auth_context() if self._gate.asks_for_certificates else _NO_CONNECTION
 
-    def _let_in(self, record: Record, access: Access, kind: Kind) -> Admission:
-        caller = access.caller or _host(record.peer)
-        return self.limits.admit(caller, access.permission.quota, streaming=kind is not Kind.CALL)
+    def _let_in(self, record: Record, decision: Decision, kind: Kind) -> Admission:
+        record.identified(decision.caller, decision.permission.caller)
+        caller = decision.caller or _host(record.peer)
+        return self.limits.admit(caller, decision.permission.quota, streaming=kind is not Kind.CALL)
 
-    def _call(self, context: Context, record: Record, access: Access) -> Call:
-        record.identified(access.caller, access.permission.caller)
+    def _call(self, context: Context, record: Record, access: Access, message: bytes) -> Call:
         remaining = context.time_remaining()
         seconds = self._default_deadline if remaining is None else remaining
         seconds = min(seconds, self._longest)
-        return Call(self._clock() + seconds, access.caller or record.peer, record.tally, access)
+        return Call(self._clock() + seconds, access.caller or record.peer, record.tally, access, message)
 
 
 def check_declared(service: ServiceDescriptor) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from cachetools import LRUCache
 
@@ -11,6 +11,7 @@ from imagetasks_server.auth import (
     ANONYMOUS,
     Identity,
     Key,
+    Keys,
     Policy,
     Presented,
     digest_of,
@@ -23,14 +24,29 @@ from imagetasks_server.clock import Clock
 from imagetasks_server.config import ConfigError, Settings
 from imagetasks_server.errors import Error
 from imagetasks_server.jwks import Jwks
+from imagetasks_server.permission import Permission
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 Connection: TypeAlias = Mapping[str, Iterable[bytes]]
 
 Shown: TypeAlias = tuple[Metadata, Connection]
 
-# JWTs whose signatures are remembered; about 1 KiB each.
+# JWTs whose signatures are remembered, about 1 KiB each; and decisions upon tokens.
 BELIEVED: Final = 1024
+
+
+class Decision(NamedTuple):
+    """Who calls a method, and what of it that caller may see.
+
+    Attributes:
+        identity: What was proven.
+        permission: What may be seen.
+        caller: Whom the log names; empty: nobody was asked.
+    """
+
+    identity: Identity
+    permission: Permission
+    caller: str
 
 
 class Stay:
@@ -78,6 +94,7 @@ class Gate:
         self._retired: list[Jwks] = []
         # A signature costs more than all the rest of a call.
         self._believed: LRUCache[bytes, tuple[Key, object, Identity]] = LRUCache(BELIEVED)
+        self._decided: LRUCache[tuple[bytes, str], tuple[Decision, Keys | None]] = LRUCache(BELIEVED)
 
     def check(self, settings: Settings) -> None:
         """Whether these settings may come into force.
@@ -101,6 +118,7 @@ class Gate:
             self._keys = None if settings.jwt is None else Jwks(settings.jwt, self._clock)
         was_open = self._policy.is_open
         self._policy = self._policy_of(settings)
+        self._decided.clear()
         for access, (identity, method) in tuple(self._inside.items()):
             try:
                 known = self._known(access.shown) if was_open else identity
@@ -133,8 +151,22 @@ class Gate:
             default_quota=self._default_quota,
         )
 
-    async def admitted(self, metadata: Metadata, connection: Connection, method: str) -> "Stay":
-        """A call's access, as long as the context lasts that this is.
+    def known(self, metadata: Metadata, method: str) -> Decision | None:
+        """What was decided before upon the same token, if that still stands; nothing is waited for."""
+        if self._policy.is_open:
+            return Decision(ANONYMOUS, self._policy.permission(ANONYMOUS, method), "")
+        token = _lone_token(metadata)
+        remembered = None if token is None else self._decided.get((digest_of(token), method))
+        if remembered is None:
+            return None
+        decision, keys = remembered
+        # Keys that are due to be fetched again are no reason any more.
+        if keys is not None and (self._keys is None or self._keys.fresh is not keys):
+            return None
+        return decision if self._clock() < decision.identity.expires else None
+
+    async def decided(self, metadata: Metadata, connection: Connection, method: str) -> Decision:
+        """Who calls.
 
         Args:
             metadata: The call's.
@@ -143,20 +175,30 @@ class Gate:
             method: The method's name.
 
         Raises:
-            Error: It may not come in.
+            Error: The call may not come in.
         """
         policy = self._policy
-        identity = ANONYMOUS if policy.is_open else await self._identity(presented(metadata, connection))
+        identity = await self._identity(presented(metadata, connection))
         # A connection outlives the certificate that it was opened with.
         if self._clock() >= identity.expires:
             raise expired()
         permission = self._policy.permission(identity, method)
+        decision = Decision(identity, permission, self._policy.name(identity, permission))
+        token = _lone_token(metadata)
+        keys = None if identity.claims is None or self._keys is None else self._keys.fresh
+        # While keys were waited for, the policy and the keys may have become others.
+        if token is not None and policy is self._policy and (identity.claims is None or keys is not None):
+            self._decided[digest_of(token), method] = decision, keys
+        return decision
+
+    def stay(self, decision: Decision, shown: Shown, method: str) -> Stay:
+        """A call's access, as long as the context lasts that this is."""
         # Found out once: before Python 3.12 it is a call to the system each time.
         loop = self._loop = self._loop or asyncio.get_running_loop()
-        name = self._policy.name(identity, permission)
-        access = Access(permission, name, identity.expires, asyncio.current_task(loop))
-        if policy.is_open:
-            access.shown = (tuple(metadata), dict(connection))
+        identity, permission, caller = decision
+        access = Access(permission, caller, identity.expires, asyncio.current_task(loop))
+        if self._policy.is_open:
+            access.shown = (tuple(shown[0]), dict(shown[1]))
         return Stay(self._inside, access, identity, method)
 
     async def close(self) -> None:
@@ -185,3 +227,9 @@ class Gate:
             identity = verified(token, header, key, rules, self._clock())
             known = self._believed[digest] = (key, rules, identity)
         return known[2]
+
+
+def _lone_token(metadata: Metadata) -> str | None:
+    """What stands for a token, if it stands there once."""
+    values = [value for key, value in metadata if key == "authorization"]
+    return values[0] if len(values) == 1 and isinstance(values[0], str) else None

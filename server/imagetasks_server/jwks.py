@@ -50,6 +50,11 @@ class Jwks:
         self._next_try = 0.0
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def fresh(self) -> Keys | None:
+        """All keys, unless they are due to be fetched again."""
+        return self._keys if self._clock() < self._good_until else None
+
     async def key(self, header: Header) -> Key:
         """The key that a token says it was signed with.
 

@@ -16,7 +16,7 @@ from imagetasks_server.errors import Exhausted
 CALL_RETRY: Final = 1.0
 STREAM_RETRY: Final = 10.0
 
-# Callers looked at, at each admission, for whether they can be forgotten: more than can come with it.
+# Callers looked at, when a new one comes, for whether they can be forgotten: more than come.
 _LOOKED_AT: Final = 2
 
 
@@ -98,8 +98,10 @@ class Limits:
 
     def _enter(self, caller: str, quota: Quota, *, streaming: bool) -> None:
         now = self._clock()
-        self._forget_some(now)
-        known = self._callers.get(caller) or _Caller()
+        known = self._callers.get(caller)
+        if known is None:
+            self._forget_some(now)
+            known = _Caller()
         self._check_places(known, quota, streaming=streaming)
         if quota.calls_per_second is not None:
             known.pay(quota.calls_per_second, quota.burst, now)

@@ -96,6 +96,7 @@ class Listening:
 
     async def drain(self, gateway: Gateway, seconds: float) -> None:
         """Take no more calls, give those under way this time, and wait until all have ended."""
+        gateway.records.tell()
         log.info(Event.DRAINING)
         await self.health.drain()
         # Watches say goodbye with a token, waits answer; whoever else is under way gets its time.

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import structlog
 
@@ -41,6 +41,9 @@ from imagetasks_server.token_command import hash_token
 
 log = structlog.get_logger()
 T = TypeVar("T")
+# Seconds for which ended calls are collected. Whoever kills the process loses no more than their lines.
+TOGETHER: Final = 0.02
+
 Adapt: TypeAlias = Callable[[Settings], Settings]
 
 
@@ -138,7 +141,7 @@ async def _serve(
         accounts = Accounts(aws.open)
         stack.push_async_callback(accounts.close)
         tracer = await stack.enter_async_context(traced(settings))
-        gateway = assemble(settings, accounts, steady_clock(), tracer)
+        gateway = assemble(settings, accounts, steady_clock(), tracer, together=TOGETHER)
         stack.push_async_callback(gateway.close)
         changed = functools.partial(accounts.replace, gateway.targets)
         roster = Roster(settings.accounts, await _organizations(aws, settings), changed)

@@ -88,7 +88,7 @@ async def measured(
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=process)
     app = web.Application()
-    app.router.add_get("/metrics", _scraped(registry, process))
+    app.router.add_get("/metrics", _scraped(registry, process, gateway.records.tell))
     # Its own log would tell each scrape.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
@@ -108,13 +108,14 @@ async def measured(
 
 
 def _scraped(
-    registry: CollectorRegistry, process: CollectorRegistry
+    registry: CollectorRegistry, process: CollectorRegistry, tell: Callable[[], None]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def scraped(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         # That reads files.
         parts = [(await asyncio.to_thread(encode, process)).removesuffix(_END)]
         name = ""
+        tell()
         for family in registry.collect():
             part = encode(_Only(family)).removesuffix(_END)
             # What a family is stands above its first part.

@@ -1,10 +1,13 @@
 """One call under way: the place where a call is counted, timed, traced and logged, however it ends."""
 
 import asyncio
+import contextvars
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 import grpc
@@ -37,49 +40,66 @@ _getrandbits: Final = random.Random().getrandbits  # noqa: S311  # names a call,
 class Records:
     """The calls under way.
 
+    What has ended is counted and logged a moment later, with all else that has ended until then: what is done
+    for many at once costs a fraction of what it costs between the steps of a call.
+
     Args:
         service: The service's full name.
         metrics: Count them.
         tracer: Traces them, if anybody does.
+        together: Seconds for which ended calls are collected; 0: each is told at once.
 
     Attributes:
+        in_flight: How many.
         under_way: How many, by method.
         begun: How many there have been.
     """
 
-    def __init__(self, service: str, metrics: Metrics, tracer: "Tracer | None" = None) -> None:
+    def __init__(
+        self, service: str, metrics: Metrics, tracer: "Tracer | None" = None, *, together: float = 0.0
+    ) -> None:
         self.service = service
         self.metrics = metrics
         self.tracer = tracer
-        self.under_way: dict[str, int] = {}
+        self.in_flight = 0
+        self.under_way: Counter[str] = Counter()
         self.begun = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    @property
-    def in_flight(self) -> int:
-        """How many."""
-        return sum(self.under_way.values())
+        self._together = together
+        self._ended: list[Record] = []
+        self._idle: asyncio.Event | None = None
+        # Bound once: the lazy one is bound anew for each line.
+        self._log = log.bind()
 
     def of(self, method: str, context: Context) -> "Record":
         """The record of a call that begins. It is entered, and left when the call ends."""
         return Record(self, method, context)
 
-    def enter(self, method: str) -> None:
-        """Count a call."""
-        self.begun += 1
-        self.under_way[method] = self.under_way.get(method, 0) + 1
-        self._idle.clear()
-
-    def leave(self, method: str) -> None:
+    def left(self, record: "Record") -> None:
         """A call has ended."""
-        self.under_way[method] -= 1
-        if not self.in_flight:
+        self.under_way[record.method] -= 1
+        self.in_flight -= 1
+        if self._idle is not None and not self.in_flight:
             self._idle.set()
+        self._ended.append(record)
+        if not self._together:
+            self.tell()
+        elif len(self._ended) == 1:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._together, self.tell, context=contextvars.Context())
+
+    def tell(self) -> None:
+        """Count and log what has ended."""
+        ended, self._ended = self._ended, []
+        for record in ended:
+            record.count(self.metrics)
+            self._log.info(Event.CALL, **record.fields())
 
     async def idle(self) -> None:
-        """Wait until no call is under way."""
-        await self._idle.wait()
+        """Wait until no call is under way, and all have been told of."""
+        while self.in_flight:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
+        self.tell()
 
 
 class Record:
@@ -105,7 +125,7 @@ class Record:
         self._reason = ""
         self._began = time.perf_counter()
         self._is_timed = False
-        self.metadata: Metadata = tuple(context.invocation_metadata() or ())
+        self.metadata: Metadata = context.invocation_metadata() or ()  # type: ignore[assignment]
         self.request_id, trace = _read(self.metadata)
         context.set_trailing_metadata(self.trailing_metadata)
         if records.tracer is not None:
@@ -128,36 +148,41 @@ class Record:
         if entry:
             self.tally.payer = self._records.metrics.label_of(entry)
 
+    def bind(self) -> None:
+        """Have the request id told by all that is logged from now on, by whomever."""
+        # gRPC runs each call in a task of its own, so nothing must be unbound.
+        structlog.contextvars.bind_contextvars(request_id=self.request_id)
+
     @property
     def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
         """What every call ends with."""
         return ((REQUEST_ID, self.request_id),)
 
     def __enter__(self) -> Self:
-        self._records.enter(self.method)
-        # gRPC runs each call in a task of its own, so nothing must be unbound.
-        structlog.contextvars.bind_contextvars(request_id=self.request_id)
+        records = self._records
+        records.begun += 1
+        records.in_flight += 1
+        records.under_way[self.method] += 1
         return self
 
     # Synchronous: when a client leaves, the first await of a cleanup may be cancelled.
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             self._code = "CANCELLED"
-        self._records.leave(self.method)
+        self._ended_at = time.time()
+        self._seconds = time.perf_counter() - self._began
         if not self._is_timed:
-            self._timed()
-        metrics, tally = self._records.metrics, self.tally
-        metrics.call_ended(self.method, self._code)()
-        for how, targets in tally.answers.items():
-            metrics.answered(tally.payer, how)(targets)
-        log.info(Event.CALL, **self._fields())
+            self._trace()
+        self._records.left(self)
 
     def sent(self) -> None:
         """A stream's message goes out."""
         self.tally.messages += 1
         self._records.metrics.message_sent(self.method)()
         if self.method in _ENDLESS and not self._is_timed:
-            self._timed()
+            self._is_timed = True
+            self._records.metrics.call_seconds(self.method)(time.perf_counter() - self._began)
+            self._trace()
 
     def failed(self, error: Exception) -> Error:
         """What the caller is told."""
@@ -167,20 +192,29 @@ class Record:
         self._code, self._reason = type(error).code.name, error.reason
         return error
 
-    def _timed(self) -> None:
-        self._is_timed = True
-        self._records.metrics.call_seconds(self.method)(time.perf_counter() - self._began)
+    def _trace(self) -> None:
         span, tracer = self.tally.span, self._records.tracer
         if span is not None and tracer is not None:
             tracer.end(span, self._code, self._reason, self.request_id)
 
-    def _fields(self) -> dict[str, object]:
+    def count(self, metrics: Metrics) -> None:
+        """Count it, when it has ended."""
+        tally = self.tally
+        if not self._is_timed:
+            metrics.call_seconds(self.method)(self._seconds)
+        metrics.call_ended(self.method, self._code)()
+        for how, targets in tally.answers.items():
+            metrics.answered(tally.payer, how)(targets)
+
+    def fields(self) -> dict[str, object]:
+        """What the log tells of it, when it has ended."""
         tally = self.tally
         fields: dict[str, object] = {
+            "timestamp": datetime.fromtimestamp(self._ended_at, UTC),
             "request_id": self.request_id,
             "method": self.method,
             "code": self._code,
-            "ms": round((time.perf_counter() - self._began) * 1000, 1),
+            "ms": round(self._seconds * 1000, 1),
             "peer": self.peer,
             "ec2_calls": tally.calls,
         }

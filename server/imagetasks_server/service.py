@@ -2,10 +2,9 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +16,7 @@ from imagetasks_server.answers import Answers, Place
 from imagetasks_server.clock import Clock, timestamp
 from imagetasks_server.errors import InvalidRequest
 from imagetasks_server.parts import Question, seconds_before
+from imagetasks_server.repeats import Again, Repeats
 from imagetasks_server.selection import (
     MAX_RESULTS,
     Selection,
@@ -33,8 +33,6 @@ from imagetasks_server.watching import Asked, Watching
 
 MAX_NAMES: Final = 2000
 NANOS: Final = 1_000_000_000
-# A request up to this is checked once for all who send it.
-REMEMBERED_BYTES: Final = 4096
 
 # Once: it is read from the disk.
 _VERSION: Final = importlib.metadata.version("imagetasks")
@@ -52,12 +50,14 @@ class Call:
         caller: Who calls.
         tally: Told in the call's record.
         access: What it may see, now and while the call lasts.
+        message: The request, as it was sent.
     """
 
     deadline: float
     caller: str = ""
     tally: Tally = dataclasses.field(default_factory=Tally)
     access: Access = dataclasses.field(default_factory=Access)
+    message: bytes = b""
 
 
 class Service:
@@ -72,6 +72,10 @@ class Service:
         clock: Unix seconds.
         default_max_age: Seconds an answer may be old where the request does not say.
         stale_for: Seconds for which the last good state may stand in.
+
+    Attributes:
+        again: By method, what answers a request at once if it can, because it was asked before. It is given
+            the request as it was sent, the caller's permission and the call's tally.
     """
 
     def __init__(
@@ -94,18 +98,20 @@ class Service:
         self._clock = clock
         self._default_max_age = default_max_age
         self._stale_for = stale_for
+        self._repeats = Repeats(targets, clock)
+        self.again: Mapping[str, Again] = {"DescribeStoreImageTasks": self._repeats.answer}
 
     async def describe_store_image_tasks(
         self, request: pb.DescribeStoreImageTasksRequest, call: Call
     ) -> bytes:
         """One page, as a serialised DescribeStoreImageTasksResponse."""
-        checked = _checked_again(request)
+        checked = _checked(request)
         token = PageToken.decode(request.next_token, checked.fingerprint) if request.next_token else None
         floor = token.floor if token else None
         question = self._question(checked.selection, request, call, not_before=floor)
         place = Place(checked.fingerprint, checked.page_size, token)
         while True:
-            permission = call.access.permission
+            permission, version = call.access.permission, self._targets.version
             resolution = await self._targets.resolve(request.accounts, request.regions, permission=permission)
             call.tally.asks(resolution.targets)
             if request.dry_run:
@@ -114,7 +120,17 @@ class Service:
                 answer = await self._answers.describe(question, place, resolution)
             # What may be seen may have become less, or more, while it was read.
             if call.access.permission is permission:
-                return answer
+                break
+        self._repeats.keep(
+            call.message,
+            permission,
+            answer,
+            call.tally,
+            version=version,
+            max_age=self._max_age(request),
+            floor=floor,
+        )
+        return answer.message
 
     def stream_store_image_tasks(
         self, request: pb.StreamStoreImageTasksRequest, call: Call
@@ -190,9 +206,7 @@ class Service:
         *,
         not_before: float | None = None,
     ) -> Question:
-        max_age = (
-            _seconds("max_age", request.max_age) if request.HasField("max_age") else self._default_max_age
-        )
+        max_age = self._max_age(request)
         if not_before is None:
             not_before = self._clock() - max_age
         return Question(
@@ -204,6 +218,9 @@ class Service:
             caller=call.caller,
             tally=call.tally,
         )
+
+    def _max_age(self, request: pb.DescribeStoreImageTasksRequest | pb.StreamStoreImageTasksRequest) -> float:
+        return _seconds("max_age", request.max_age) if request.HasField("max_age") else self._default_max_age
 
     def _state(self, target: Target) -> pb.TargetState:
         """What is known, without counting as a use of it: whoever lists targets keeps none alive."""
@@ -236,19 +253,6 @@ class _Checked:
     selection: Selection
     page_size: int | None
     fingerprint: str
-
-
-def _checked_again(request: pb.DescribeStoreImageTasksRequest) -> _Checked:
-    # Callers that poll send the same bytes each time. A selection with filters remembers names: not for long.
-    if request.filters:
-        return _checked(request)
-    message = request.SerializeToString()
-    return _checked_bytes(message) if len(message) <= REMEMBERED_BYTES else _checked(request)
-
-
-@functools.lru_cache(maxsize=1024)
-def _checked_bytes(message: bytes) -> _Checked:
-    return _checked(pb.DescribeStoreImageTasksRequest.FromString(message))
 
 
 def _checked(request: pb.DescribeStoreImageTasksRequest) -> _Checked:

@@ -9,7 +9,7 @@ The set of accounts may change while the gateway runs: `replace`.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -129,6 +129,7 @@ class _Discovery:
         *,
         excluded: Collection[str],
         expiry: float,
+        changed: Callable[[], None],
     ) -> None:
         self.name = name
         self.account = account
@@ -140,6 +141,7 @@ class _Discovery:
         self._excluded = frozenset(excluded)
         self._clock = clock
         self._expiry = expiry
+        self._changed = changed
         self._good_until = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -170,6 +172,7 @@ class _Discovery:
         self.source = CONFIGURED if self._configured else DISCOVERED
         self.error = None
         self._good_until = self._clock() + self._expiry
+        self._changed()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
@@ -197,6 +200,9 @@ class Targets:
         expiry: Seconds for which a discovery is good.
         timeout: Seconds a caller waits for the first one.
         excluded: Per account the Regions that are no targets, enabled or not.
+
+    Attributes:
+        version: Another number after each change of what there is.
     """
 
     def __init__(
@@ -214,6 +220,7 @@ class Targets:
         self._timeout = timeout
         self._discoveries: dict[str, _Discovery] = {}
         self._unlisted: dict[str, Error] = {}
+        self.version = 0
         self.replace(accounts, configured, excluded or {})
 
     def replace(
@@ -243,12 +250,14 @@ class Targets:
                     self._clock,
                     excluded=excluded.get(name, ()),
                     expiry=self._expiry,
+                    changed=self._changed,
                 )
             self._discoveries[name] = known
         self._unlisted = {name: error.at(name) for name, error in (unlisted or {}).items()}
         for name, known in before.items():
             if self._discoveries.get(name) is not known:
                 known.cancel()
+        self._changed()
 
     async def discover(self, names: Iterable[str] | None = None) -> None:
         """Find out what is not known yet, of these accounts or of all, and wait for it for a while."""
@@ -339,6 +348,9 @@ class Targets:
         """End running discoveries."""
         for each in self._discoveries.values():
             await each.close()
+
+    def _changed(self) -> None:
+        self.version += 1
 
     def _may_see_more(self, seen: Sequence[str], permission: Permission) -> bool:
         """Whether a caller sees something of these accounts, or may when more is known of them."""

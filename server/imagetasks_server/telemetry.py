@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import threading
+from datetime import UTC, datetime
 from typing import TextIO
 
 import orjson
@@ -49,40 +50,33 @@ def configure_log(level: str, *, json_lines: bool) -> None:
         level: debug, info, warning or error.
         json_lines: False is for people.
     """
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer(serializer=_json)
-        if json_lines
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
-    )
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if json_lines:
-        # Without what was in the variables: a credential may be among it.
-        told = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        processors.append(structlog.processors.ExceptionRenderer(told))
-    _render_others(level, processors, renderer)
+        processors.append(_json_line)
+    else:
+        colors = sys.stderr.isatty()
+        told = structlog.dev.plain_traceback
+        processors.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
+        processors.append(structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=told))
+    _render_others(level, processors)
     structlog.configure(
-        processors=[*processors, renderer],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=lambda *_: _Lines(sys.stderr),
         cache_logger_on_first_use=True,
     )
 
 
-def _render_others(
-    level: str, processors: list[structlog.typing.Processor], renderer: structlog.typing.Processor
-) -> None:
+def _render_others(level: str, processors: list[structlog.typing.Processor]) -> None:
     """Has what libraries log by `logging` look like what we log."""
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *processors],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *processors[:-1]],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, processors[-1]],
         )
     )
     # Below this, botocore tells what it signs and sends.
@@ -132,12 +126,22 @@ class _Lines:
     critical = exception = error
 
 
-def _json(fields: dict[str, object], **_: object) -> str:
+def _json_line(_logger: object, _name: str, fields: structlog.typing.EventDict) -> str:
+    """All of a line in one step: in structlog's own three it costs four times as much."""
+    fields.setdefault("timestamp", datetime.now(UTC))
+    if "exc_info" in fields:
+        fields = _told(_logger, _name, fields)
     try:
-        return orjson.dumps(fields, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+        return orjson.dumps(fields, default=repr, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z).decode()
     except TypeError:
         # What is no UTF-8, or a number beyond 64 bits.
-        return json.dumps(fields, default=repr)
+        return json.dumps(fields, default=str)
+
+
+# Without what was in the variables: a credential may be among it.
+_told = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
 
 
 def _number(level: str) -> int:

@@ -38,6 +38,7 @@ ORDER = (
     "jwks",
     "auth",
     "service",
+    "repeats",
     "answers",
     "parts",
     "waiting",
