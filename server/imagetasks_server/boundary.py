@@ -128,25 +128,25 @@ class Boundary:
     def _unary(
         self, method: MethodDescriptor, implementation: Unary, again: Again | None
     ) -> Callable[[bytes, Context], Awaitable[Any]]:
-        parse, kind = _parser(method), METHODS[method.name]
+        name, parse, kind = method.name, _parser(method), METHODS[method.name]
 
         async def unary(message: bytes, context: Context) -> bytes | Message:
-            with self._records.of(method.name, context) as record:
+            with Record(self._records, name, context) as record:
                 try:
-                    decision = self._gate.known(record.metadata, record.method)
+                    decision = self._gate.known(record.metadata, name)
                     shown = record.metadata, self._connection(context)
                     if decision is None:
                         record.bind()
-                        decision = await self._gate.decided(*shown, record.method)
-                    with self._let_in(record, decision, kind):
-                        # What can be said at once needs nothing of what follows.
-                        if again and (answer := again(message, decision.permission, record.tally)):
-                            return answer
-                        record.bind()
-                        with self._gate.stay(decision, shown, record.method) as access:
-                            call = self._call(context, record, access, message)
-                            with access.until_it_expires(self._clock):
-                                return await access.guard(lambda: implementation(parse(message), call))
+                        decision = await self._gate.decided(*shown, name)
+                    admission = self._let_in(record, decision, kind)
+                    # What can be said at once needs nothing of what follows.
+                    if again and (answer := again(message, decision.permission, record.tally)):
+                        return answer
+                    record.bind()
+                    with admission, self._gate.stay(decision, shown, name) as access:
+                        call = self._call(context, record, access, message)
+                        with access.until_it_expires(self._clock):
+                            return await access.guard(lambda: implementation(parse(message), call))
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record, error)
 
@@ -155,19 +155,19 @@ class Boundary:
     def _stream(
         self, method: MethodDescriptor, implementation: Stream
     ) -> Callable[[bytes, Context], AsyncIterator[Any]]:
-        parse, kind = _parser(method), METHODS[method.name]
+        name, parse, kind = method.name, _parser(method), METHODS[method.name]
 
         async def stream(message: bytes, context: Context) -> AsyncGenerator[Message]:
-            with self._records.of(method.name, context) as record:
+            with Record(self._records, name, context) as record:
                 try:
                     shown = record.metadata, self._connection(context)
-                    decision = self._gate.known(record.metadata, record.method)
+                    decision = self._gate.known(record.metadata, name)
                     record.bind()
                     if decision is None:
-                        decision = await self._gate.decided(*shown, record.method)
+                        decision = await self._gate.decided(*shown, name)
                     with (
                         self._let_in(record, decision, kind),
-                        self._gate.stay(decision, shown, record.method) as access,
+                        self._gate.stay(decision, shown, name) as access,
                     ):
                         call = self._call(context, record, access, message)
                         with (
@@ -211,7 +211,7 @@ def check_declared(service: ServiceDescriptor) -> None:
 async def _abort(context: Context, record: Record, error: Exception) -> NoReturn:
     told = record.failed(error)
     details = ("grpc-status-details-bin", told.status().SerializeToString())
-    await context.abort(type(told).code, told.message, trailing_metadata=(*record.trailing_metadata, details))
+    await context.abort(type(told).code, told.message, trailing_metadata=(record.named, details))
 
 
 def _parser(method: MethodDescriptor) -> Callable[[bytes], Message]:

@@ -94,7 +94,7 @@ class Gate:
         self._retired: list[Jwks] = []
         # A signature costs more than all the rest of a call.
         self._believed: LRUCache[bytes, tuple[Key, object, Identity]] = LRUCache(BELIEVED)
-        self._decided: LRUCache[tuple[bytes, str], tuple[Decision, Keys | None]] = LRUCache(BELIEVED)
+        self._decided: dict[tuple[bytes, str], tuple[Decision, Keys | None]] = {}
 
     def check(self, settings: Settings) -> None:
         """Whether these settings may come into force.
@@ -156,8 +156,8 @@ class Gate:
         if self._policy.is_open:
             return Decision(ANONYMOUS, self._policy.permission(ANONYMOUS, method), "")
         token = _lone_token(metadata)
-        remembered = None if token is None else self._decided.get((digest_of(token), method))
-        if remembered is None:
+        remembered = token and self._decided.get((digest_of(token), method))
+        if not remembered:
             return None
         decision, keys = remembered
         # Keys that are due to be fetched again are no reason any more.
@@ -188,6 +188,8 @@ class Gate:
         keys = None if identity.claims is None or self._keys is None else self._keys.fresh
         # While keys were waited for, the policy and the keys may have become others.
         if token is not None and policy is self._policy and (identity.claims is None or keys is not None):
+            if len(self._decided) >= BELIEVED:
+                self._decided.clear()
             self._decided[digest_of(token), method] = decision, keys
         return decision
 
@@ -231,5 +233,10 @@ class Gate:
 
 def _lone_token(metadata: Metadata) -> str | None:
     """What stands for a token, if it stands there once."""
-    values = [value for key, value in metadata if key == "authorization"]
-    return values[0] if len(values) == 1 and isinstance(values[0], str) else None
+    token = None
+    for key, value in metadata:
+        if key == "authorization":
+            if token is not None or not isinstance(value, str):
+                return None
+            token = value
+    return token

@@ -85,49 +85,36 @@ class Limits:
         return len(self._callers)
 
     def admit(self, caller: str, quota: Quota, *, streaming: bool) -> "Admission":
-        """A context manager that holds a place as long as the call lasts.
-
-        Entering it raises `Exhausted`; a refused call takes nothing from the caller's rate.
+        """Let a call in. If it lasts, it holds a place as long as the context lasts that this is.
 
         Args:
             caller: Whose limits.
             quota: What they are now; they may change from call to call.
             streaming: The call lasts and mostly rests: a stream, or a wait.
-        """
-        return Admission(self, caller, quota, streaming=streaming)
 
-    def _enter(self, caller: str, quota: Quota, *, streaming: bool) -> None:
+        Raises:
+            Exhausted: It may not come in. That takes nothing from the caller's rate.
+        """
         now = self._clock()
         known = self._callers.get(caller)
         if known is None:
             self._forget_some(now)
             known = _Caller()
-        self._check_places(known, quota, streaming=streaming)
+        own = quota.open_streams if streaming else quota.concurrent_calls
+        if own is not None and known.under_way[streaming] >= own:
+            reason = "TOO_MANY_STREAMS" if streaming else "TOO_MANY_CALLS"
+            raise self._refusal(reason, "this caller has", own, streaming)
+        if self._under_way[streaming] >= self._most[streaming]:
+            raise self._refusal("OVERLOADED", "the gateway has", self._most[streaming], streaming)
         if quota.calls_per_second is not None:
             known.pay(quota.calls_per_second, quota.burst, now)
         self._callers[caller] = known
-        known.under_way[streaming] += 1
-        self._under_way[streaming] += 1
+        return Admission(self._under_way, known.under_way, streaming=streaming)
 
-    def _leave(self, caller: str, *, streaming: bool) -> None:
-        self._callers[caller].under_way[streaming] -= 1
-        self._under_way[streaming] -= 1
-
-    def _check_places(self, known: "_Caller", quota: Quota, *, streaming: bool) -> None:
-        own = quota.open_streams if streaming else quota.concurrent_calls
+    def _refusal(self, reason: str, who: str, limit: int, streaming: bool) -> Exhausted:  # noqa: FBT001
         kind = "streams and waits" if streaming else "calls"
-        if own is not None and known.under_way[streaming] >= own:
-            reason = "TOO_MANY_STREAMS" if streaming else "TOO_MANY_CALLS"
-            raise self._refusal(reason, f"this caller has {own} {kind} under way, its limit", streaming)
-        most = self._most[streaming]
-        if self._under_way[streaming] >= most:
-            raise self._refusal(
-                "OVERLOADED", f"the gateway has {most} {kind} under way, its limit", streaming
-            )
-
-    def _refusal(self, reason: str, message: str, streaming: bool) -> Exhausted:  # noqa: FBT001
         after = (STREAM_RETRY if streaming else CALL_RETRY) * (0.5 + self._jitter())
-        return Exhausted(reason, message, retry_after=after)
+        return Exhausted(reason, f"{who} {limit} {kind} under way, its limit", retry_after=after)
 
     def _forget_some(self, now: float) -> None:
         """Whoever has no call under way and a full bucket is as one never seen."""
@@ -139,23 +126,24 @@ class Limits:
 
 
 class Admission:
-    """One call's place."""
+    """One call's place, among its caller's and among all."""
 
-    __slots__ = ("_caller", "_limits", "_quota", "_streaming")
+    __slots__ = ("_all", "_own", "_streaming")
 
-    def __init__(self, limits: Limits, caller: str, quota: Quota, *, streaming: bool) -> None:
-        self._limits = limits
-        self._caller = caller
-        self._quota = quota
+    def __init__(self, all_: dict[bool, int], own: dict[bool, int], *, streaming: bool) -> None:
+        self._all = all_
+        self._own = own
         self._streaming = streaming
 
     def __enter__(self) -> Self:
-        self._limits._enter(self._caller, self._quota, streaming=self._streaming)  # noqa: SLF001  # one idea in two classes
+        self._all[self._streaming] += 1
+        self._own[self._streaming] += 1
         return self
 
     # Synchronous: when a client leaves, the first await of a cleanup may be cancelled.
     def __exit__(self, *_: object) -> None:
-        self._limits._leave(self._caller, streaming=self._streaming)  # noqa: SLF001
+        self._all[self._streaming] -= 1
+        self._own[self._streaming] -= 1
 
 
 class _Caller:

@@ -179,7 +179,7 @@ class Metrics:
     """What is counted as things happen.
 
     Args:
-        callers: The callers that are told by their names. They may be replaced.
+        callers: The callers that are told by their names, so that labels stay few. They may be replaced.
 
     Attributes:
         callers: As given.
@@ -201,10 +201,6 @@ class Metrics:
         self.ec2_called = self._counter(EC2_CALLS)
         self.ec2_seconds = self._histogram(EC2_SECONDS)
         self.ec2_failed = self._counter(EC2_ERRORS)
-
-    def label_of(self, caller: str) -> str:
-        """How an authenticated caller is told: by name if configured, so that labels stay few."""
-        return caller if caller in self.callers else "other"
 
     def _counter(self, declared: Declared) -> Callable[..., Callable[..., None]]:
         return functools.cache(lambda *labels: self._counted.child(declared, labels, _Count).add)

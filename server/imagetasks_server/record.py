@@ -70,10 +70,6 @@ class Records:
         # Bound once: the lazy one is bound anew for each line.
         self._log = log.bind()
 
-    def of(self, method: str, context: Context) -> "Record":
-        """The record of a call that begins. It is entered, and left when the call ends."""
-        return Record(self, method, context)
-
     def left(self, record: "Record") -> None:
         """A call has ended."""
         self.under_way[record.method] -= 1
@@ -105,6 +101,11 @@ class Records:
 class Record:
     """One call under way: counted while it lasts, told of when it ends, however it ends.
 
+    Args:
+        records: All that are under way.
+        method: The method's bare name.
+        context: gRPC's.
+
     Attributes:
         method: The method's bare name.
         peer: The caller's address, as gRPC writes it.
@@ -126,10 +127,10 @@ class Record:
         self._began = time.perf_counter()
         self._is_timed = False
         self.metadata: Metadata = context.invocation_metadata() or ()  # type: ignore[assignment]
-        self.request_id, trace = _read(self.metadata)
-        context.set_trailing_metadata(self.trailing_metadata)
+        self.request_id = _request_id(self.metadata)
+        context.set_trailing_metadata((self.named,))
         if records.tracer is not None:
-            self.tally.span = records.tracer.begin(records.service, method, trace)
+            self.tally.span = records.tracer.begin(records.service, method, _trace_of(self.metadata))
 
     @property
     def caller(self) -> str:
@@ -146,7 +147,7 @@ class Record:
         if caller:
             self._caller = caller
         if entry:
-            self.tally.payer = self._records.metrics.label_of(entry)
+            self.tally.payer = entry if entry in self._records.metrics.callers else "other"
 
     def bind(self) -> None:
         """Have the request id told by all that is logged from now on, by whomever."""
@@ -154,9 +155,9 @@ class Record:
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
 
     @property
-    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every call ends with."""
-        return ((REQUEST_ID, self.request_id),)
+    def named(self) -> tuple[str, str]:
+        """What every call's trailing metadata has."""
+        return REQUEST_ID, self.request_id
 
     def __enter__(self) -> Self:
         records = self._records
@@ -239,13 +240,13 @@ class Record:
         return fields
 
 
-def _read(metadata: Any) -> tuple[str, dict[str, str]]:
-    """A call's request id, and what it says of a trace."""
-    request_id, trace = "", {}
+def _request_id(metadata: Any) -> str:
     for key, value in metadata:
-        if key == REQUEST_ID:
-            if not request_id and _SANE_ID.fullmatch(value):
-                request_id = value
-        elif key in {"traceparent", "tracestate"}:
-            trace[key] = value
-    return request_id or f"{_getrandbits(64):016x}", trace
+        if key == REQUEST_ID and _SANE_ID.fullmatch(value):
+            return str(value)
+    return f"{_getrandbits(64):016x}"
+
+
+def _trace_of(metadata: Any) -> dict[str, str]:
+    """What a call says of the trace that it belongs to."""
+    return {key: value for key, value in metadata if key in {"traceparent", "tracestate"}}

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from cachetools import LRUCache
-
 from imagetasks_server.answers import Answer
 from imagetasks_server.clock import Clock
 from imagetasks_server.permission import Permission
@@ -66,7 +64,7 @@ class Repeats:
         self._targets = targets
         self._clock = clock
         # A permission is one object for all whom it is given to.
-        self._kept: LRUCache[tuple[bytes, int], _Repeat] = LRUCache(KEPT)
+        self._kept: dict[tuple[bytes, int], _Repeat] = {}
 
     def answer(self, message: bytes, permission: Permission, tally: Tally) -> bytes | None:
         """The answer to a request, as it was sent; None: this takes the long way."""
@@ -106,6 +104,8 @@ class Repeats:
         """
         if not answer.is_of_views or tally.targets is None or len(message) > LONGEST_BYTES:
             return
+        if len(self._kept) >= KEPT:
+            self._kept.clear()
         self._kept[message, id(permission)] = _Repeat(
             permission,
             weakref.ref(answer),
