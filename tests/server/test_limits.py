@@ -33,12 +33,11 @@ class Hall:
 
     def comes(self, quota: Quota, caller: str = "anybody", *, streaming: bool = False) -> Exhausted | None:
         """The refusal, if it is refused."""
-        admission = self.limits.admit(caller, quota, streaming=streaming)
         try:
-            admission.__enter__()
+            admission = self.limits.admit(caller, quota, streaming=streaming)
         except Exhausted as refusal:
             return refusal
-        self.inside.append(admission)
+        self.inside.append(admission.__enter__())
         return None
 
     def leaves(self) -> None:
