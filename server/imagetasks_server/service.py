@@ -50,14 +50,14 @@ class Call:
         caller: Who calls.
         tally: Told in the call's record.
         access: What it may see, now and while the call lasts.
-        message: The request, as it was sent.
+        message: The request, as it was sent, if that is known.
     """
 
     deadline: float
     caller: str = ""
     tally: Tally = dataclasses.field(default_factory=Tally)
     access: Access = dataclasses.field(default_factory=Access)
-    message: bytes = b""
+    message: bytes | None = None
 
 
 class Service:
@@ -121,15 +121,16 @@ class Service:
             # What may be seen may have become less, or more, while it was read.
             if call.access.permission is permission:
                 break
-        self._repeats.keep(
-            call.message,
-            permission,
-            answer,
-            call.tally,
-            version=version,
-            max_age=self._max_age(request),
-            floor=floor,
-        )
+        if call.message is not None:
+            self._repeats.keep(
+                call.message,
+                permission,
+                answer,
+                call.tally,
+                version=version,
+                max_age=self._max_age(request),
+                floor=floor,
+            )
         return answer.message
 
     def stream_store_image_tasks(
