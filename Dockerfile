@@ -3,8 +3,8 @@
 #   docker run -p 50051:50051 -e AWS_REGION -e AWS_ACCESS_KEY_ID -e AWS_SECRET_ACCESS_KEY imagetasks --insecure
 #
 # It listens on every address of the container, and in plaintext it does so only if told: without --insecure
-# or a certificate it refuses to start and says why. Settings are best given by the environment: the health
-# check then finds them too.
+# or a certificate it refuses to start and says why. Other settings are best given by the environment, a file
+# as IMAGETASKS_CONFIG: the health check then finds them too. docs/running.md tells what of this was seen to work.
 
 # 3.13 is the newest Python for which every locked package has a wheel; slim has the C library those wheels are
 # built for, so nothing is compiled.

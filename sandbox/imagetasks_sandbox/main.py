@@ -2,10 +2,12 @@
 
 import argparse
 import contextlib
+import importlib.util
 import ipaddress
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -28,13 +30,17 @@ To see a task fail: while it is in progress delete its bucket, or deny s3:PutObj
 bucket's policy.
 """
 
+_NOT_INSTALLED = "imagetasks-sandbox: it needs what is not installed: pip install 'imagetasks[sandbox]'\n"
 _MAX_PORT = 65535
 _MAX_PAGE = 200  # EC2's
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sandbox; returns the exit code: 0, or 130 after an interrupt."""
+    """Run the sandbox; returns the exit code: 0, 2 if its extra is not installed, 130 after an interrupt."""
     options = _parser().parse_args(arguments)
+    if importlib.util.find_spec("moto") is None:
+        sys.stderr.write(_NOT_INSTALLED)
+        return 2
     ending = threading.Event()
     received: list[int] = []
 

@@ -66,11 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    # A command opens no address, so where the gateway may listen in plaintext is none of its business. A
+    # container's health check knows nothing of an --insecure that the gateway was started with.
+    is_asking = arguments.command is not None
     read = functools.partial(
         load,
         arguments.config,
         listen=arguments.listen,
-        insecure=arguments.insecure or None,
+        insecure=arguments.insecure or is_asking or None,
         log_level=arguments.log_level,
     )
     settings = read()

@@ -1,9 +1,10 @@
-"""The Dockerfile's steps, run here: what they install serves, and checks its own health.
+"""The Dockerfile's steps, run here: what they install serves as its header says, and checks its own health.
 
 It needs no engine, so this proves neither the base image and its Python, nor copying between stages, nor that
 an engine heeds USER and HEALTHCHECK. It needs the package registry.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from processes import ROOT, SECONDS
+from canned.launch import Canned, canned
+from processes import ROOT, SECONDS, free_ports
 
 INSTALL_SECONDS = 600.0
 WHERE = {"/opt/imagetasks": "imagetasks", "/opt/build": "build"}
@@ -48,7 +50,8 @@ class Image:
 
     Attributes:
         work: The build's working directory.
-        environment: The image's variables.
+        building: The variables of the build: the image's, and those of this machine, as a proxy.
+        environment: The image's variables and nothing more: no HOME, no user's name, no locale.
     """
 
     def __init__(self, root: Path) -> None:
@@ -56,10 +59,11 @@ class Image:
         self.work = root / "work"
         self.work.mkdir()
         settings = dict(shlex.split(rest)[0].split("=", 1) for rest in re.split(r"\s+(?=\w+=)", of("ENV")[0]))
+        own = {name: self.here(value) for name, value in settings.items()}
         kept = {name: os.environ[name] for name in os.environ if not name.startswith(("AWS_", "IMAGETASKS_"))}
         kept.pop("PYTHONPATH", None)
-        self.environment = kept | {name: self.here(value) for name, value in settings.items()} | AWAY
-        self.environment["PATH"] = self.environment["PATH"].replace("$PATH", os.environ["PATH"])
+        self.building = kept | own | {"PATH": own["PATH"].replace("$PATH", kept["PATH"])}
+        self.environment = own | AWAY | {"PATH": own["PATH"].replace("$PATH", os.defpath)}
 
     def here(self, text: str) -> str:
         for path, name in WHERE.items():
@@ -83,7 +87,7 @@ class Image:
         done = subprocess.run(
             ["sh", "-c", command],
             cwd=self.work,
-            env=self.environment,
+            env=self.building,
             capture_output=True,
             text=True,
             check=False,
@@ -94,7 +98,28 @@ class Image:
     def command(self, *arguments: str) -> list[str]:
         """The image's entry point with these arguments."""
         program, *rest = json.loads(of("ENTRYPOINT")[0])
-        return [str(self._root / "imagetasks/bin" / program), *rest, *arguments]
+        return [self.program(program), *rest, *arguments]
+
+    def program(self, name: str) -> str:
+        """Where the image has it."""
+        return str(self._root / "imagetasks/bin" / name)
+
+    def files(self) -> dict[str, float]:
+        """What the image has, and when each was written."""
+        return {str(path): path.lstat().st_mtime for path in (self._root / "imagetasks").rglob("*")}
+
+    def ran(self, *command: str, **more: str) -> "subprocess.CompletedProcess[str]":
+        """One of its programs, which ended."""
+        name, *arguments = command
+        return subprocess.run(
+            [self.program(name), *arguments],
+            cwd="/",
+            env=self.environment | more,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -119,68 +144,81 @@ def test_it_has_what_it_runs_and_nothing_to_install_more_with(image: Image) -> N
     program = (
         "import importlib.util as u; print([bool(u.find_spec(n)) for n in ('grpc', 'uvloop', 'pip', 'moto')])"
     )
-    python = Path(image.command()[0]).with_name("python")
-    done = subprocess.run(
-        [python, "-c", program], env=image.environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "[True, True, False, False]\n"
+    assert image.ran("python", "-c", program).stdout == "[True, True, False, False]\n"
+    # What runs may write nowhere, so what is not compiled by now would be at each start.
+    compiled = "import imagetasks_server.main as m, os; print(os.path.isfile(m.__spec__.cached))"
+    assert image.ran("python", "-c", compiled).stdout == "True\n"
+
+
+@pytest.mark.timeout(INSTALL_SECONDS)
+def test_what_it_leaves_out_is_said(image: Image) -> None:
+    for command in (("imagetasks-sandbox",), ("imagetasks-server", "--insecure", "--sandbox")):
+        done = image.ran(*command)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith("pip install 'imagetasks[sandbox]'")
 
 
 @pytest.mark.timeout(INSTALL_SECONDS)
 def test_in_plaintext_it_does_not_start_without_being_told(image: Image) -> None:
-    done = subprocess.run(
-        image.command(), env=image.environment, capture_output=True, text=True, check=False, timeout=SECONDS
-    )
+    done = image.ran(*json.loads(of("ENTRYPOINT")[0]))
     assert done.returncode == 2
     assert done.stderr.startswith("imagetasks-server: listen: 0.0.0.0:50051 ")
-    done = subprocess.run(
-        image.command("--insecure", "--check-config"),
-        env=image.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=SECONDS,
-    )
+    done = image.ran(*json.loads(of("ENTRYPOINT")[0]), "--insecure", "--check-config")
     assert (done.returncode, done.stderr) == (0, "")
     assert "listens on 0.0.0.0:50051, in plaintext" in done.stdout
 
 
-@pytest.fixture
-def served(image: Image) -> Iterator[str]:
-    """Where it serves, without AWS."""
-    addresses: list[str] = []
+@contextlib.contextmanager
+def served(image: Image, **more: str) -> Iterator[None]:
+    """The image with --insecure, as its header has it; in the end it drains."""
     known = threading.Event()
 
     def read() -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            entry = json.loads(line)
-            if entry["event"] == "serving":
-                addresses.append(entry["address"])
+            if json.loads(line)["event"] == "serving":
                 known.set()
 
-    command = image.command("--listen", "127.0.0.1:0")
-    with subprocess.Popen(command, env=image.environment, stderr=subprocess.PIPE) as process:
+    environment = image.environment | more
+    command = image.command("--insecure")
+    with subprocess.Popen(command, cwd="/", env=environment, stderr=subprocess.PIPE) as process:
         reader = threading.Thread(target=read)
         reader.start()
         try:
             assert known.wait(SECONDS)
-            yield addresses[0]
+            yield
         finally:
             process.terminate()
             assert process.wait(SECONDS) == 0
             reader.join()
 
 
+def of_aws(ec2: Canned) -> dict[str, str]:
+    return {name: value for name, value in ec2.environment("1" * 12).items() if name.startswith("AWS_")}
+
+
 @pytest.mark.timeout(INSTALL_SECONDS)
-def test_its_health_check_asks_it(image: Image, served: str) -> None:
-    program, *arguments = health_check()
-    path = str(Path(image.command()[0]).with_name(program))
-    environment = image.environment | {"IMAGETASKS_LISTEN": served}
-    done = subprocess.run([path, *arguments], env=environment, capture_output=True, text=True, check=False)
-    # There are no credentials here.
-    assert (done.returncode, done.stdout, done.stderr) == (1, "NOT_SERVING\n", "")
-    alive = subprocess.run(
-        [path, *arguments, "--service", "alive"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert (alive.returncode, alive.stdout) == (0, "SERVING\n")
+def test_its_health_check_asks_it_by_its_environment_alone(image: Image) -> None:
+    """It is not told of --insecure, nor of any other word of the gateway's command line."""
+    (port,) = free_ports(1)
+    where = {"IMAGETASKS_LISTEN": f"0.0.0.0:{port}"}
+    assert image.ran(*health_check(), **where).returncode == 1
+    before = image.files()
+    with canned() as ec2, served(image, **where, **of_aws(ec2)):
+        done = image.ran(*health_check(), **where)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "SERVING\n", "")
+        assert image.ran("imagetasks", "targets", "--endpoint-url", f"127.0.0.1:{port}").returncode == 0
+        assert image.ran("imagetasks-server", "doctor", **where, **of_aws(ec2)).returncode == 0
+    assert image.files() == before
+    assert image.ran(*health_check(), **where).returncode == 1
+
+
+@pytest.mark.timeout(INSTALL_SECONDS)
+def test_without_credentials_it_is_unhealthy_and_alive(image: Image) -> None:
+    (port,) = free_ports(1)
+    where = {"IMAGETASKS_LISTEN": f"0.0.0.0:{port}"}
+    with served(image, **where):
+        done = image.ran(*health_check(), **where)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "NOT_SERVING\n", "")
+        done = image.ran(*health_check(), "--service", "alive", **where)
+        assert (done.returncode, done.stdout) == (0, "SERVING\n")

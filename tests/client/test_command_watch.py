@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from watch_events import (
     started,
 )
 
+from imagetasks.cli.commands import Commands
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 
 DENIED = status(grpc.StatusCode.PERMISSION_DENIED, "no", reason("AWS_UNAUTHORIZED_OPERATION"))
@@ -203,6 +205,32 @@ def test_a_second_ctrl_c_ends_the_commands(told: ScriptedGateway, tmp_path: Path
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
+
+
+def test_a_command_that_began_while_ctrl_c_came_is_waited_for_and_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    may_end = tmp_path / "pipe"
+    os.mkfifo(may_end)
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        if line.startswith("waiting"):
+            may_end.write_text("finished\n")
+
+    submit = ThreadPoolExecutor.submit
+
+    def interrupted(*words: Any) -> None:
+        submit(*words)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    commands = Commands(["cat", str(may_end)], tell)
+    with pytest.raises(KeyboardInterrupt):
+        commands.run(task(**ENDED))
+    commands.finish()
+    assert lines == ["waiting for 1 commands", "finished"]
 
 
 def paced() -> pb.StoreImageTaskResult:

@@ -1,3 +1,4 @@
+import importlib.util
 import os
 
 import pytest
@@ -54,6 +55,14 @@ def test_help_tells_the_accounts_and_how_to_see_a_failure(capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "arn:aws:iam::111122223333:role/imagetasks" in text
     assert "delete its bucket" in text
+
+
+def test_without_its_extra_it_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "moto" else name)
+    assert main([]) == 2
+    assert capsys.readouterr().err.endswith("pip install 'imagetasks[sandbox]'\n")
 
 
 def test_real_settings_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -439,6 +439,14 @@ def test_the_sandbox_may_be_asked_for_before_the_command_too() -> None:
     assert "Calls to AWS: 1 ec2:DescribeRegions, 5 ec2:DescribeStoreImageTasks" in done.stdout
 
 
+def test_where_the_gateway_may_listen_is_no_matter_of_its() -> None:
+    """In the image the address is one that others can reach, and an --insecure is the gateway's own."""
+    of_the_image = {"IMAGETASKS_LISTEN": "0.0.0.0:50051"}
+    done = doctor("doctor", "--sandbox", "--account", "main", "--region", "eu-west-1", **of_the_image)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert doctor("--check-config", **of_the_image).returncode == 2
+
+
 def test_a_configuration_that_cannot_be_used_is_2(tmp_path: Path) -> None:
     config = tmp_path / "gateway.toml"
     config.write_text('[[accounts]]\nname = "a"\nrol = "x"\n')

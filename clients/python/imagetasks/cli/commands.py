@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from imagetasks.cli.text import printable
 from imagetasks.v1 import store_image_tasks_pb2 as pb
@@ -25,7 +25,7 @@ class Commands:
         self._words = list(words)
         self._tell = tell
         self._threads = ThreadPoolExecutor(AT_ONCE)
-        self._submitted: set[Future[None]] = set()
+        self._unfinished = 0
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
@@ -33,16 +33,16 @@ class Commands:
 
     def run(self, task: pb.StoreImageTaskResult) -> None:
         """Runs it for the task, soon."""
-        done = self._threads.submit(self._run, task)
+        # Before it begins: a Ctrl-C may come before `submit` returns, and finds the command under way.
         with self._lock:
-            self._submitted.add(done)
-        done.add_done_callback(self._forget)
+            self._unfinished += 1
+        self._threads.submit(self._run, task)
 
     def finish(self) -> None:
         """Returns when all have ended. A KeyboardInterrupt ends them."""
         try:
             with self._lock:
-                waiting = len(self._submitted)
+                waiting = self._unfinished
             if waiting:
                 self._tell(f"waiting for {waiting} commands")
             self._threads.shutdown()
@@ -58,11 +58,14 @@ class Commands:
                 os.killpg(process.pid, signal.SIGTERM)
         self._threads.shutdown(cancel_futures=True)
 
-    def _forget(self, done: "Future[None]") -> None:
-        with self._lock:
-            self._submitted.discard(done)
-
     def _run(self, task: pb.StoreImageTaskResult) -> None:
+        try:
+            self._run_it(task)
+        finally:
+            with self._lock:
+                self._unfinished -= 1
+
+    def _run_it(self, task: pb.StoreImageTaskResult) -> None:
         name = printable(f"{self._words[0]} for {task.account}/{task.region} {task.ami_id}")
         try:
             with self._lock:
