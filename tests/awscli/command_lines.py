@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
+from processes import aws_cli
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("driver.py")
 SECONDS = 60.0
 
@@ -34,17 +33,6 @@ class Ending:
         """Of stderr."""
         lines = self.stderr.splitlines()
         return lines[-1] if lines else ""
-
-
-def aws_path() -> str:
-    """The AWS CLI."""
-    path = os.environ.get("IMAGETASKS_AWS_CLI") or str(REPOSITORY / ".venv-awscli" / "bin" / "aws")
-    if not os.access(path, os.X_OK):
-        pytest.fail(
-            f"there is no AWS CLI at {path}: install tests/awscli/requirements.lock into a virtual "
-            "environment of its own at .venv-awscli, or name an installed one in IMAGETASKS_AWS_CLI"
-        )
-    return path
 
 
 class Driven:
@@ -141,7 +129,7 @@ def our_process() -> Process:
 
 def aws_process() -> Process:
     """`aws`, as its users start it."""
-    return Process([aws_path()])
+    return Process([aws_cli()])
 
 
 def with_stdout(ending: Ending, stdout: str) -> Ending:
