@@ -217,7 +217,7 @@ class Client:
 
     def _answer(
         self,
-        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        method: "grpc.UnaryUnaryMultiCallable[Request, Response]",
         request: Request,
         timeout: requests.Timeout,
     ) -> Response:
