@@ -10,9 +10,8 @@ import sys
 import termios
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from processes import aws_cli
 
@@ -130,12 +129,3 @@ def our_process() -> Process:
 def aws_process() -> Process:
     """`aws`, as its users start it."""
     return Process([aws_cli()])
-
-
-def with_stdout(ending: Ending, stdout: str) -> Ending:
-    """The ending with another stdout."""
-    return replace(ending, stdout=stdout)
-
-
-Words = list[str]
-World = list[dict[str, Any]]
