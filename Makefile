@@ -113,12 +113,15 @@ client-java:
 	cd clients/java && mvn --quiet --batch-mode package
 
 client-rust:
-	cd clients/rust && CARGO_TARGET_DIR=$(rust_target) cargo build --quiet --examples
+	cd clients/rust && $(rust_build) cargo build --quiet --examples
+	$(if $(call cargo_has,fmt),cd clients/rust && cargo fmt --check && cargo fmt --check --manifest-path generate/Cargo.toml,@echo 'client-rust: the format is not looked at, for rustfmt is not here')
+	$(if $(call cargo_has,clippy),cd clients/rust && $(rust_build) cargo clippy --quiet --all-targets -- -D warnings,@echo 'client-rust: nothing is linted, for clippy is not here')
 
-rust_target := $(CURDIR)/.build/rust
+cargo_has = $(shell cargo $(1) --version 2>/dev/null)
+rust_build := CARGO_TARGET_DIR=$(CURDIR)/.build/rust
 
 .build/rust/debug/imagetasks-stubs: clients/rust/generate/Cargo.toml clients/rust/generate/src/main.rs
-	cd clients/rust/generate && CARGO_TARGET_DIR=$(rust_target) cargo build --quiet
+	cd clients/rust/generate && $(rust_build) cargo build --quiet
 	@touch $@
 
 .build/bin/protoc-gen-go .build/bin/protoc-gen-go-grpc: Makefile

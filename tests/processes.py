@@ -78,6 +78,16 @@ def gateway(
             reader.join(SECONDS)
 
 
+def aws_cli() -> str:
+    """The path of the AWS CLI."""
+    path = os.environ.get("IMAGETASKS_AWS_CLI") or str(ROOT / ".venv-awscli/bin/aws")
+    assert os.access(path, os.X_OK), (
+        f"there is no AWS CLI at {path}: install tests/awscli/requirements.lock into a virtual environment "
+        "of its own at .venv-awscli, or name an installed one in IMAGETASKS_AWS_CLI"
+    )
+    return path
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody is given for a connection of his own: a gateway comes back to its port."""
     found: list[int] = []

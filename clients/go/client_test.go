@@ -22,11 +22,13 @@ import (
 type fake struct {
 	pb.UnimplementedStoreImageTaskServiceServer
 	calls atomic.Int32
+	asked atomic.Int32
 	left  chan struct{}
 	watch func(call int, request *pb.WatchStoreImageTasksRequest, stream grpc.ServerStreamingServer[pb.WatchStoreImageTasksResponse]) error
 }
 
 func (f *fake) ListTargets(context.Context, *pb.ListTargetsRequest) (*pb.ListTargetsResponse, error) {
+	f.asked.Add(1)
 	return &pb.ListTargetsResponse{}, nil
 }
 
@@ -40,6 +42,12 @@ func (f *fake) WatchStoreImageTasks(request *pb.WatchStoreImageTasksRequest, str
 
 func serve(t *testing.T, f *fake) (*Client, *health.Server) {
 	t.Helper()
+	address, well := start(t, f)
+	return connect(t, address), well
+}
+
+func start(t *testing.T, f *fake) (string, *health.Server) {
+	t.Helper()
 	f.left = make(chan struct{}, 10)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -50,12 +58,17 @@ func serve(t *testing.T, f *fake) (*Client, *health.Server) {
 	healthpb.RegisterHealthServer(server, well)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
-	client, err := Connect(listener.Addr().String())
+	return listener.Addr().String(), well
+}
+
+func connect(t *testing.T, endpoint string) *Client {
+	t.Helper()
+	client, err := Connect(endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = client.Close() })
-	return client, well
+	return client
 }
 
 func task(id string, percentage int32) *pb.StoreImageTaskResult {
@@ -108,12 +121,19 @@ func TestEndpoints(t *testing.T) {
 		"https://gateway":    {"gateway:443", true, false},
 		"https://[::1]:9443": {"[::1]:9443", true, true},
 		"unix:/run/gateway":  {"unix:/run/gateway", false, true},
+
+		"ipv4:127.0.0.1:5,127.0.0.2:6": {"ipv4:127.0.0.1:5,127.0.0.2:6", false, true},
+		"ipv4:127.0.0.1:5,192.0.2.1:5": {"ipv4:127.0.0.1:5,192.0.2.1:5", false, false},
+		"ipv6:[::1]:5":                 {"ipv6:[::1]:5", false, true},
 	} {
 		if got, err := parseEndpoint(text); err != nil || got != want {
 			t.Errorf("%s is %v, %v", text, got, err)
 		}
 	}
-	for _, text := range []string{"ftp://gateway", "https://", "gateway:x", "http://gateway/path", "http://me@gateway"} {
+	for _, text := range []string{
+		"ftp://gateway", "https://", "gateway:x", "http://gateway/path", "http://me@gateway",
+		"ipv4:", "ipv4:127.0.0.1", "ipv4:127.0.0.1:7,", "ipv4:gateway:7", "ipv4:[::1]:7", "ipv6:127.0.0.1:7",
+	} {
 		if got, err := parseEndpoint(text); err == nil {
 			t.Errorf("%s is %v", text, got)
 		}
@@ -146,6 +166,37 @@ func TestAGatewayThatIsNotServingIsLeftAlone(t *testing.T) {
 	well.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 	if _, err := client.Stub.ListTargets(t.Context(), &pb.ListTargetsRequest{}, grpc.WaitForReady(true)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestSeveralGatewaysTakeTurnsButForThoseThatAreNotServing(t *testing.T) {
+	a, b := &fake{}, &fake{}
+	first, _ := start(t, a)
+	second, well := start(t, b)
+	well.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	client := connect(t, "ipv4:"+first+","+second)
+	ask := func() {
+		if _, err := client.Stub.ListTargets(t.Context(), &pb.ListTargetsRequest{}, grpc.WaitForReady(true)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 10 {
+		ask()
+	}
+	if a.asked.Load() != 10 || b.asked.Load() != 0 {
+		t.Fatalf("they were asked %d and %d times", a.asked.Load(), b.asked.Load())
+	}
+	well.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	for deadline := time.Now().Add(10 * time.Second); b.asked.Load() == 0; ask() {
+		if time.Now().After(deadline) {
+			t.Fatal("who serves again is not asked")
+		}
+	}
+	before := a.asked.Load()
+	ask()
+	ask()
+	if a.asked.Load() != before+1 {
+		t.Error("they do not take turns")
 	}
 }
 

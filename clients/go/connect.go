@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -18,6 +19,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	_ "google.golang.org/grpc/health" // without it gRPC does not check the gateway's health
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 
 	pb "github.com/imagetasks/imagetasks/clients/go/imagetasksv1"
 )
@@ -95,8 +98,9 @@ func WithDialOptions(options ...grpc.DialOption) Option {
 }
 
 // Connect makes a client of the gateway at "host:port" or "http://host:port" (plaintext),
-// "https://host:port" (TLS) or "unix:path"; empty is the environment's IMAGETASKS_ENDPOINT, else
-// 127.0.0.1:50051. Nothing is dialled before the first call.
+// "https://host:port" (TLS) or "unix:path"; "ipv4:address:port,address:port" (plaintext) are several, which
+// take turns. Empty is the environment's IMAGETASKS_ENDPOINT, else 127.0.0.1:50051. Nothing is dialled before
+// the first call.
 func Connect(endpoint string, options ...Option) (*Client, error) {
 	s := settings{timeout: defaultTimeout}
 	for _, option := range options {
@@ -137,6 +141,12 @@ func Connect(endpoint string, options ...Option) (*Client, error) {
 	if where.local {
 		dial = append(dial, grpc.WithNoProxy())
 	}
+	if scheme, addresses, found := list(where.target); found {
+		// gRPC for Go has no resolver of such lists.
+		several := manual.NewBuilderWithScheme(scheme)
+		several.InitialState(resolver.State{Endpoints: endpoints(addresses)})
+		dial = append(dial, grpc.WithResolvers(several))
+	}
 	if s.token != nil {
 		dial = append(dial, grpc.WithPerRPCCredentials(bearer{s.token, where.tls}))
 	}
@@ -172,6 +182,9 @@ func parseEndpoint(text string) (endpoint, error) {
 	if strings.HasPrefix(text, "unix:") {
 		return endpoint{target: text, local: true}, nil
 	}
+	if scheme, addresses, found := list(text); found {
+		return several(text, scheme, addresses)
+	}
 	whole := text
 	if !strings.Contains(text, "://") {
 		whole = "//" + text
@@ -182,7 +195,7 @@ func parseEndpoint(text string) (endpoint, error) {
 	}
 	port, known := map[string]string{"": "50051", "http": "80", "https": "443"}[parsed.Scheme]
 	if !known || parsed.Hostname() == "" || strings.Trim(parsed.Path, "/") != "" || parsed.RawQuery != "" || parsed.User != nil {
-		return endpoint{}, fmt.Errorf("imagetasks: endpoint %q: use host:port, http://, https:// or unix:", text)
+		return endpoint{}, fmt.Errorf("imagetasks: endpoint %q: use host:port, http://, https://, unix:, ipv4: or ipv6:", text)
 	}
 	if parsed.Port() != "" {
 		port = parsed.Port()
@@ -193,6 +206,32 @@ func parseEndpoint(text string) (endpoint, error) {
 		tls:    parsed.Scheme == "https",
 		local:  parsed.Hostname() == "localhost" || (address != nil && address.IsLoopback()),
 	}, nil
+}
+
+// list parts an endpoint that is a list of addresses.
+func list(endpoint string) (scheme string, addresses []string, found bool) {
+	scheme, rest, _ := strings.Cut(endpoint, ":")
+	return scheme, strings.Split(rest, ","), scheme == "ipv4" || scheme == "ipv6"
+}
+
+func several(text, scheme string, addresses []string) (endpoint, error) {
+	local := true
+	for _, each := range addresses {
+		address, err := netip.ParseAddrPort(each)
+		if err != nil || address.Addr().Is4() != (scheme == "ipv4") {
+			return endpoint{}, fmt.Errorf("imagetasks: endpoint %q: %q is not address:port of %s", text, each, scheme)
+		}
+		local = local && address.Addr().IsLoopback()
+	}
+	return endpoint{target: text, local: local}, nil
+}
+
+func endpoints(addresses []string) []resolver.Endpoint {
+	var all []resolver.Endpoint
+	for _, each := range addresses {
+		all = append(all, resolver.Endpoint{Addresses: []resolver.Address{{Addr: each}}})
+	}
+	return all
 }
 
 type bearer struct {

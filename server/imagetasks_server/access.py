@@ -63,10 +63,6 @@ class Access:
             self._is_cut = self._task.cancel()
         self._tell()
 
-    def has_expired(self, clock: Clock) -> bool:
-        """Whether its credential has ended."""
-        return clock() >= self.expires
-
     @contextlib.contextmanager
     def listening(self, listener: Callable[[], None]) -> Iterator[None]:
         """Call this whenever something changes, as long as the context lasts."""

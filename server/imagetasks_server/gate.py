@@ -7,23 +7,13 @@ from typing import Final, NamedTuple, TypeAlias
 from cachetools import LRUCache
 
 from imagetasks_server.access import Access, expired
-from imagetasks_server.auth import (
-    ANONYMOUS,
-    Identity,
-    Key,
-    Keys,
-    Policy,
-    Presented,
-    digest_of,
-    header_of,
-    invalid,
-    presented,
-    verified,
-)
+from imagetasks_server.auth import Policy
 from imagetasks_server.clock import Clock
 from imagetasks_server.config import ConfigError, Settings
 from imagetasks_server.errors import Error
+from imagetasks_server.identity import ANONYMOUS, Identity, Presented, digest_of, invalid, presented
 from imagetasks_server.jwks import Jwks
+from imagetasks_server.jwt_tokens import Key, Keys, header_of, verified
 from imagetasks_server.permission import Permission
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]

@@ -14,10 +14,11 @@ from typing import Final, TypeAlias
 import aiohttp
 import structlog
 
-from imagetasks_server.auth import Header, Key, Keys, invalid
 from imagetasks_server.caller_settings import JwtSettings
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Unavailable
+from imagetasks_server.identity import invalid
+from imagetasks_server.jwt_tokens import Header, Key, Keys
 from imagetasks_server.telemetry import Event
 
 log = structlog.get_logger()

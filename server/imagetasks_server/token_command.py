@@ -4,7 +4,7 @@ import secrets
 import sys
 from typing import Final, TextIO
 
-from imagetasks_server.auth import MAX_TOKEN_CHARS, digest_of, is_token
+from imagetasks_server.identity import MAX_TOKEN_CHARS, digest_of, is_token
 
 # A hash keeps a secret only if nobody can try all that it may be the hash of.
 MIN_CHARS: Final = 32

@@ -34,7 +34,6 @@ HISTORY_SECONDS: Final = 31 * 86400.0
 # EC2 may list a task later than it started, by so much.
 LATE_SECONDS: Final = 300.0
 
-IN_PROGRESS: Final = pb.STORE_TASK_STATE_IN_PROGRESS
 _ENDED: Final = frozenset({pb.STORE_TASK_STATE_COMPLETED, pb.STORE_TASK_STATE_FAILED})
 _AGED_OUT: Final = pb.TaskChange.REMOVAL_REASON_AGED_OUT
 _NOT_REPORTED: Final = pb.TaskChange.REMOVAL_REASON_NOT_REPORTED

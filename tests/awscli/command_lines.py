@@ -10,13 +10,11 @@ import sys
 import termios
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pytest
+from processes import aws_cli
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("driver.py")
 SECONDS = 60.0
 
@@ -34,17 +32,6 @@ class Ending:
         """Of stderr."""
         lines = self.stderr.splitlines()
         return lines[-1] if lines else ""
-
-
-def aws_path() -> str:
-    """The AWS CLI."""
-    path = os.environ.get("IMAGETASKS_AWS_CLI") or str(REPOSITORY / ".venv-awscli" / "bin" / "aws")
-    if not os.access(path, os.X_OK):
-        pytest.fail(
-            f"there is no AWS CLI at {path}: install tests/awscli/requirements.lock into a virtual "
-            "environment of its own at .venv-awscli, or name an installed one in IMAGETASKS_AWS_CLI"
-        )
-    return path
 
 
 class Driven:
@@ -141,13 +128,4 @@ def our_process() -> Process:
 
 def aws_process() -> Process:
     """`aws`, as its users start it."""
-    return Process([aws_path()])
-
-
-def with_stdout(ending: Ending, stdout: str) -> Ending:
-    """The ending with another stdout."""
-    return replace(ending, stdout=stdout)
-
-
-Words = list[str]
-World = list[dict[str, Any]]
+    return Process([aws_cli()])

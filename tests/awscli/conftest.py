@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from command_lines import Driven, aws_path, driven
+from command_lines import Driven, driven
 from gateways import gateway, region_names
 from pairs import Pair, Stage
 
 from canned.launch import Canned, canned
 from imagetasks_sandbox.launch import sandbox
+from processes import aws_cli
 
 ACCOUNT = "000000000001"
 # A failing example is looked for again and again, each time in a new one.
@@ -22,7 +23,7 @@ REGIONS = 1000
 def drivers() -> Iterator[tuple[Driven, Driven]]:
     """The AWS CLI and ours, each in one process."""
     with ExitStack() as stack:
-        aws = stack.enter_context(driven(str(Path(aws_path()).with_name("python")), "aws"))
+        aws = stack.enter_context(driven(str(Path(aws_cli()).with_name("python")), "aws"))
         ours = stack.enter_context(driven(sys.executable, "imagetasks"))
         yield aws, ours
 

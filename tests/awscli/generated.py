@@ -2,7 +2,6 @@
 
 import json
 import random
-import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,8 +228,3 @@ def _input_json(draw: st.DrawFn, count: int) -> str:
         )
     )
     return json.dumps(members, ensure_ascii=draw(st.booleans()))
-
-
-def shown(words: list[str]) -> str:
-    """The words as for a shell."""
-    return shlex.join(words)

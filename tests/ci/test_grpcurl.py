@@ -13,7 +13,6 @@ from processes import ROOT, Gateway, gateway
 GRPCURL = ROOT / ".build/bin/grpcurl"
 PROTOSET = ROOT / "clients/python/imagetasks/v1/store_image_tasks.protoset"
 SERVICE = "imagetasks.v1.StoreImageTaskService"
-UNIMPLEMENTED = 64 + 12  # grpcurl's exit code: 64 and gRPC's
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What both clients ask and what they make of the answers."""
 
 import asyncio
+import inspect
 import threading
 from datetime import timedelta
 from typing import Any
@@ -25,6 +26,7 @@ from scripted_gateway import (
 )
 
 import imagetasks
+from imagetasks import aio, blocking
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 
 Page = pb.DescribeStoreImageTasksResponse
@@ -37,6 +39,19 @@ def three_pages(request: pb.DescribeStoreImageTasksRequest, _: grpc.ServicerCont
         next_token=str(number + 1) if number < 3 else None,
         target_outcomes=[outcome()],
     )
+
+
+def test_both_take_the_same_arguments() -> None:
+    def taken(client: type) -> dict[str, list[inspect.Parameter]]:
+        methods = inspect.getmembers(client, inspect.isfunction)
+        return {
+            name: [each.replace(annotation=None) for each in inspect.signature(method).parameters.values()]
+            for name, method in methods
+            if not name.startswith("_")
+        }
+
+    assert taken(aio.Client) == taken(blocking.Client)
+    assert inspect.signature(aio.connect).parameters == inspect.signature(blocking.connect).parameters
 
 
 async def test_describe_lists_the_tasks_of_all_pages(gateway: ScriptedGateway, client: Any) -> None:

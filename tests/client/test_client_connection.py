@@ -1,7 +1,5 @@
 """Endpoints, TLS, tokens and channel options."""
 
-import datetime as dt
-import ipaddress
 import itertools
 import json
 import subprocess
@@ -12,9 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+import trustme
 from either_client import Connect
 from scripted_gateway import serving, targets_answer
 
@@ -25,38 +21,18 @@ from imagetasks.channel import Endpoint
 
 @dataclass
 class Certificate:
-    certificate: bytes
+    authority: bytes
+    chain: bytes
     key: bytes
 
 
 @pytest.fixture(scope="module")
 def localhost() -> Certificate:
-    """A certificate of 127.0.0.1, signed by itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    return Certificate(
-        certificate.public_bytes(serialization.Encoding.PEM),
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-    )
+    """Of 127.0.0.1."""
+    authority = trustme.CA()
+    leaf = authority.issue_cert("127.0.0.1")
+    (chain,) = leaf.cert_chain_pems
+    return Certificate(authority.cert_pem.bytes(), chain.bytes(), leaf.private_key_pem.bytes())
 
 
 @pytest.mark.parametrize(
@@ -139,10 +115,10 @@ async def test_tls_is_spoken_with_the_given_certificates(
     tmp_path: Path,
 ) -> None:
     ca_bundle = tmp_path / "ca.pem"
-    ca_bundle.write_bytes(localhost.certificate)
+    ca_bundle.write_bytes(localhost.authority)
     mutual = grpc.ssl_server_credentials(
-        [(localhost.key, localhost.certificate)],
-        localhost.certificate,
+        [(localhost.key, localhost.chain)],
+        localhost.authority,
         require_client_auth=True,
     )
     with serving(credentials=mutual) as gateway:
@@ -150,7 +126,7 @@ async def test_tls_is_spoken_with_the_given_certificates(
         async with connect(
             f"https://{gateway.endpoint}",
             ca_bundle=ca_bundle,
-            client_certificate=localhost.certificate,
+            client_certificate=localhost.chain,
             client_key=localhost.key,
             token="secret",
         ) as client:
@@ -160,7 +136,7 @@ async def test_tls_is_spoken_with_the_given_certificates(
 
 
 async def test_an_unknown_certificate_is_refused(connect: Connect, localhost: Certificate) -> None:
-    credentials = grpc.ssl_server_credentials([(localhost.key, localhost.certificate)])
+    credentials = grpc.ssl_server_credentials([(localhost.key, localhost.chain)])
     with serving(credentials=credentials) as gateway:
         async with connect(f"https://{gateway.endpoint}") as client:
             with pytest.raises(imagetasks.UnavailableError):

@@ -20,9 +20,10 @@ def block(language: str) -> str:
     return str(text)
 
 
-def test_its_configuration_is_good(tmp_path: Path) -> None:
-    config = tmp_path / "gateway.toml"
-    config.write_text(block("toml"))
+def meaning(configuration: str, directory: Path) -> str:
+    """What the gateway says of a good configuration."""
+    config = directory / "gateway.toml"
+    config.write_text(configuration)
     done = subprocess.run(
         [COMMANDS / "imagetasks-server", "--config", config, "--check-config"],
         capture_output=True,
@@ -30,23 +31,20 @@ def test_its_configuration_is_good(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "account production: arn:aws:iam::123456789012:role/imagetasks" in done.stdout
+    return done.stdout
+
+
+def test_its_configuration_is_good(tmp_path: Path) -> None:
+    told = meaning(block("toml"), tmp_path)
+    assert "account production: arn:aws:iam::123456789012:role/imagetasks" in told
 
 
 def test_the_configuration_of_callers_is_good(tmp_path: Path) -> None:
     text = (ROOT / "docs/security.md").read_text()
     (configured,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    config = tmp_path / "gateway.toml"
-    config.write_text(configured)
-    done = subprocess.run(
-        [COMMANDS / "imagetasks-server", "--config", config, "--check-config"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "caller dashboard: accounts prod-*; Regions eu-*, us-east-1" in done.stdout
-    assert "without a credential: accounts sandbox" in done.stdout
+    told = meaning(configured, tmp_path)
+    assert "caller dashboard: accounts prod-*; Regions eu-*, us-east-1" in told
+    assert "without a credential: accounts sandbox" in told
 
 
 def test_its_python_prints_tasks() -> None:

@@ -37,6 +37,8 @@ ORDER = (
     "gate",
     "jwks",
     "auth",
+    "jwt_tokens",
+    "identity",
     "service",
     "repeats",
     "answers",
@@ -90,7 +92,20 @@ ORDER = (
 )
 
 # Where correctness lives: driven through thousands of histories, so without I/O and time of their own.
-PURE = {"auth", "budget", "limits", "members", "pace", "permission", "selection", "shallow", "tokens", "view"}
+PURE = {
+    "auth",
+    "budget",
+    "identity",
+    "jwt_tokens",
+    "limits",
+    "members",
+    "pace",
+    "permission",
+    "selection",
+    "shallow",
+    "tokens",
+    "view",
+}
 IMPURE = {
     "asyncio",
     "contextvars",

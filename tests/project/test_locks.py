@@ -80,6 +80,14 @@ def test_npm_installs_by_hash_from_no_place_in_particular() -> None:
     assert {name: lock[f"node_modules/{name}"]["version"] for name in pinned_there} == pinned_there
 
 
+@pytest.mark.parametrize("manifest", ["Cargo.toml", "generate/Cargo.toml"])
+def test_cargo_takes_one_version_of_each(manifest: str) -> None:
+    crate = tomllib.loads((ROOT / "clients/rust" / manifest).read_text())
+    named = {**crate["dependencies"], **crate.get("dev-dependencies", {})}
+    versions = [each if isinstance(each, str) else each["version"] for each in named.values()]
+    assert all(re.fullmatch(r"=\d+\.\d+\.\d+", version) for version in versions), versions
+
+
 @pytest.mark.parametrize("lock", [SERVER, BUILD])
 def test_what_is_shipped_is_what_is_tested(lock: str) -> None:
     assert pinned(lock).items() <= pinned(ALL).items()

@@ -1,28 +1,21 @@
 """The unmodified AWS CLI against the sandbox: the tool that EC2's users have."""
 
 import json
-import os
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sandbox_stage import Stage
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from processes import aws_cli
+
 SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
 def aws() -> str:
     """The AWS CLI's path."""
-    path = os.environ.get("IMAGETASKS_AWS_CLI") or str(REPOSITORY / ".venv-awscli" / "bin" / "aws")
-    if not os.access(path, os.X_OK):
-        pytest.fail(
-            f"there is no AWS CLI at {path}: install tests/awscli/requirements.lock into a virtual "
-            "environment of its own at .venv-awscli, or name an installed one in IMAGETASKS_AWS_CLI"
-        )
-    return path
+    return aws_cli()
 
 
 def run(aws: str, stage: Stage, *arguments: str) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import structlog.testing
 from fake_ec2 import FakeWorld
 from gateway_stage import Gateway, Serve, serving
+from scripted_aws import ScriptedAws, scripted_aws
 from virtual import SteeredLoop, VirtualClock
 
 
@@ -55,3 +57,15 @@ async def serve(world: FakeWorld, clock: VirtualClock) -> AsyncIterator[Serve]:
 async def gateway(serve: Serve) -> Gateway:
     """A gateway over the world."""
     return await serve()
+
+
+@pytest.fixture
+async def aws(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedAws]:
+    """An AWS by script; to what has no other settings, the one there is."""
+    async with scripted_aws() as aws:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", aws.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+        monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        yield aws

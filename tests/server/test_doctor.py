@@ -5,15 +5,15 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from fake_ec2 import aws_error
-from scripted_aws import ACCOUNT, ScriptedAws, scripted_aws
+from scripted_aws import ACCOUNT, ScriptedAws
 
 from imagetasks_server.account_settings import AccountSettings, OrganizationSettings
 from imagetasks_server.checks import Check, fix_of
@@ -26,6 +26,9 @@ from imagetasks_server.targets import Identity
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 AMI = "ami-1234567890abcdef0"
+
+# From what was asked and its answer, another answer.
+Bend: TypeAlias = Callable[[dict[str, Any], dict[str, Any]], Any]
 
 
 def task(minutes: int, ami: str = AMI, state: str = "Completed", **members: Any) -> dict[str, Any]:
@@ -50,7 +53,7 @@ class Patient:
         self.date: str | None = format_datetime(datetime.now(UTC))
         self.tasks = [task(1, state="InProgress"), task(2), task(3, ami="ami-0fedcba0987654321")]
         self.quotas: list[dict[str, Any]] | Error = []
-        self.bend: Callable[[dict[str, Any], dict[str, Any]], Any] = lambda _, answer: answer
+        self.bend: Bend = lambda _, answer: answer
         self.calls: Counter[str] = Counter()
 
     async def identity(self) -> Identity:
@@ -347,17 +350,6 @@ def test_only_a_failure_fails() -> None:
 
 
 # All of it.
-
-
-@pytest.fixture
-async def aws(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedAws]:
-    async with scripted_aws() as aws:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", aws.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-        monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        yield aws
 
 
 async def test_each_call_is_counted_retries_too_and_accounts_and_regions_can_be_chosen(

@@ -24,7 +24,6 @@ from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.upstream import Query
 
 ONE: dict[str, Any] = {"accounts": ["main"], "regions": ["eu-central-1"]}
-OTHERS: dict[str, Any] = {"accounts": ["main"]}
 
 
 def id_calls(ec2: FakeEc2) -> list[list[str]]:

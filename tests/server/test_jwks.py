@@ -16,10 +16,10 @@ from gateway_stage import eventually
 from virtual import VirtualClock, run
 
 from imagetasks_server import jwks
-from imagetasks_server.auth import Header
 from imagetasks_server.caller_settings import JwtSettings
 from imagetasks_server.errors import Unauthenticated, Unavailable
 from imagetasks_server.jwks import Jwks
+from imagetasks_server.jwt_tokens import Header
 
 ONE, TWO = Issuer("one"), Issuer("two")
 FIRST, SECOND = Header("ES256", "one"), Header("ES256", "two")

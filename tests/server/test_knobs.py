@@ -23,11 +23,11 @@ import raw_http2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server import config
 from imagetasks_server.assembly import assemble
-from imagetasks_server.auth import ANONYMOUS
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
 from imagetasks_server.health import NOT_SERVING, Credentials, Health
+from imagetasks_server.identity import ANONYMOUS
 from imagetasks_server.listening import listen
 from imagetasks_server.observation import measured, traced
 from imagetasks_server.service import Call

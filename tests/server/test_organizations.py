@@ -1,8 +1,7 @@
 """Accounts of organizations: what they are called, how they are found, and how they come and go."""
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from fake_ec2 import FakeAccount, FakeWorld, Hold
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_aws import ScriptedAws, scripted_aws
+from scripted_aws import ScriptedAws
 from virtual import VirtualClock, run
 
 from imagetasks_sandbox.launch import sandbox
@@ -100,17 +99,6 @@ def test_whatever_accounts_are_called_each_gets_a_name_of_its_own(members: list[
 
 
 # How they are found.
-
-
-@pytest.fixture
-async def aws(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedAws]:
-    async with scripted_aws() as aws:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", aws.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-        monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        yield aws
 
 
 async def listed(organization: OrganizationSettings) -> Sequence[Member]:

@@ -139,20 +139,23 @@ def check_rows(
             assert buckets <= {task.bucket for task in rows if (task.account, task.region) == key}
 
 
+async def sizes(service: Service, clock: VirtualClock) -> list[int]:
+    """Tasks in each page of a listing without max_results."""
+    found = []
+    request = pb.DescribeStoreImageTasksRequest()
+    while True:
+        page = await page_of(service, request, clock)
+        found.append(len(page.store_image_task_results))
+        if not page.HasField("next_token"):
+            return found
+        request.next_token = page.next_token
+
+
 def test_without_max_results_a_page_ends_at_a_thousand_tasks() -> None:
     async def scenario(clock: VirtualClock) -> None:
         world = FakeWorld(clock)
         world.ec2().add_ended(2100)
-        service = replica(world, clock)
-        sizes = []
-        request = pb.DescribeStoreImageTasksRequest()
-        while True:
-            page = await page_of(service, request, clock)
-            sizes.append(len(page.store_image_task_results))
-            if not page.HasField("next_token"):
-                break
-            request.next_token = page.next_token
-        assert sizes == [1000, 1000, 100]
+        assert await sizes(replica(world, clock), clock) == [1000, 1000, 100]
 
     run(scenario)
 
@@ -163,16 +166,7 @@ def test_without_max_results_a_page_ends_at_two_mebibytes_but_is_never_empty() -
         for task in world.ec2().add_ended(5):
             task.reason = "x" * 1024 * 1024
         world.ec2().add(age=1, reason="x" * 3 * 1024 * 1024)
-        service = replica(world, clock)
-        sizes = []
-        request = pb.DescribeStoreImageTasksRequest()
-        while True:
-            page = await page_of(service, request, clock)
-            sizes.append(len(page.store_image_task_results))
-            if not page.HasField("next_token"):
-                break
-            request.next_token = page.next_token
-        assert sizes == [1, 1, 1, 1, 1, 1]
+        assert await sizes(replica(world, clock), clock) == [1, 1, 1, 1, 1, 1]
 
     run(scenario)
 

@@ -27,7 +27,7 @@ from watch_stage import Event, Stage, kinds, staged
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
-from imagetasks_server import auth, gate
+from imagetasks_server import gate, jwt_tokens
 from imagetasks_server.access import Access
 from imagetasks_server.boundary import METHODS as KINDS
 from imagetasks_server.boundary import Kind
@@ -401,7 +401,7 @@ async def test_a_signature_is_checked_once_as_long_as_its_key_stays(
 
     def verified(*arguments: Any) -> Any:
         checked.append(arguments[0])
-        return auth.verified(*arguments)
+        return jwt_tokens.verified(*arguments)
 
     monkeypatch.setattr(gate, "verified", verified)
     issuer, file = Issuer(), tmp_path / "jwks.json"

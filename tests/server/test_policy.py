@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from joserfc.jwk import OctKey, OKPKey, RSAKey
 from virtual import EPOCH
 
-from imagetasks_server import auth
-from imagetasks_server.auth import ANONYMOUS, Identity, Keys, Policy, header_of, presented, verified
+from imagetasks_server.auth import Policy
 from imagetasks_server.caller_settings import AnonymousSettings, CallerSettings, JwtSettings
 from imagetasks_server.errors import Error, PermissionDenied, Unauthenticated
+from imagetasks_server.identity import ANONYMOUS, Certificate, Identity, digest_of, invalid, presented
+from imagetasks_server.jwt_tokens import Header, Keys, header_of, verified
 from imagetasks_server.limits import Quota
 from imagetasks_server.permission import matches
 
@@ -53,8 +54,8 @@ def entries(draw: Any) -> list[CallerSettings]:
 
 identities = st.one_of(
     st.just(ANONYMOUS),
-    st.sampled_from(IDS).map(lambda each: Identity(certificate=auth.Certificate(each, (), EPOCH))),
-    st.sampled_from(TOKENS).map(lambda each: Identity(digest=auth.digest_of(each))),
+    st.sampled_from(IDS).map(lambda each: Identity(certificate=Certificate(each, (), EPOCH))),
+    st.sampled_from(TOKENS).map(lambda each: Identity(digest=digest_of(each))),
 )
 
 
@@ -138,7 +139,7 @@ def test_each_configured_hash_is_compared_in_constant_time(monkeypatch: pytest.M
     for token in (TOKENS[0], TOKENS[-1], UNKNOWN):
         compared.clear()
         policy.static(token)
-        assert [one for one, _ in compared] == [auth.digest_of(each) for each in TOKENS]
+        assert [one for one, _ in compared] == [digest_of(each) for each in TOKENS]
         assert {len(other) for _, other in compared} == {32}
 
 
@@ -148,7 +149,7 @@ def test_a_quota_is_that_of_the_first_entry_that_fits() -> None:
         CallerSettings(name="one", calls_per_second=2.5, concurrent_calls=3, open_streams=4, **entry),
         CallerSettings(name="two", calls_per_second=50, burst=7, **{**entry, "spiffe": (IDS[0],)}),
     ]
-    identity = Identity(certificate=auth.Certificate(IDS[0], (), EPOCH))
+    identity = Identity(certificate=Certificate(IDS[0], (), EPOCH))
     permission = Policy(callers, None, None).permission(identity, METHODS[0])
     quota = permission.quota
     assert permission.caller == "one"
@@ -177,7 +178,7 @@ def believed(issuer: Issuer, token: str, *, rules: JwtSettings = RULES, keys: Ke
     assert header is not None
     key = keys.find(header)
     if key is None:
-        raise auth.invalid()
+        raise invalid()
     return verified(token, header, key, rules, EPOCH)
 
 
@@ -264,7 +265,7 @@ def test_keys_that_must_not_be_used_are_left_out() -> None:
 
 def test_a_token_without_key_id_needs_a_set_without_choice() -> None:
     one, two = Issuer("one"), Issuer("two")
-    header = auth.Header("ES256", None)
+    header = Header("ES256", None)
     assert Keys(one.jwks().encode()).find(header) is not None
     assert Keys(one.jwks(two).encode()).find(header) is None
     # A key of another kind is no choice.
@@ -289,7 +290,7 @@ def test_every_kind_of_key_signs_for_its_own_algorithms_only(algorithm: str) -> 
     rules = RULES.model_copy(update={"algorithms": (algorithm,)})
     assert believed(Issuer(), token, rules=rules, keys=keys).algorithm == algorithm
     wrong = {"RS256": "ES256", "PS384": "Ed25519", "ES512": "ES256", "Ed25519": "RS256"}[algorithm]
-    assert keys.find(auth.Header(wrong, "k")) is None
+    assert keys.find(Header(wrong, "k")) is None
 
 
 @given(st.binary(max_size=200))
@@ -304,7 +305,7 @@ def test_what_a_certificate_says_is_read() -> None:
         x509.DNSName("One.Example"), x509.UniformResourceIdentifier("https://x.example"), expires=EPOCH
     )
     shown = presented((), {"x509_pem_cert": [pem]})
-    assert shown.certificate == auth.Certificate("", ("one.example",), EPOCH)
+    assert shown.certificate == Certificate("", ("one.example",), EPOCH)
 
 
 @given(

@@ -14,7 +14,6 @@ from imagetasks_server.errors import InvalidRequest
 from imagetasks_server.selection import MAX_VERDICTS, describe_selection, order_of, selector_selection
 from imagetasks_server.tokens import PageToken
 
-IDS = st.integers(0, 2**32 - 1).map(lambda n: f"ami-{n:08x}")
 SMALL = st.text(alphabet="ab*?\\.\n", max_size=8)
 
 

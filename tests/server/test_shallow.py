@@ -282,14 +282,20 @@ def test_a_task_listed_late_is_found_by_the_next_full_read_and_counted() -> None
     run(scenario)
 
 
+async def about_to_sweep(clock: VirtualClock, tasks: int) -> tuple[FakeEc2, Observer]:
+    """A list that was read in full, and whose next full read is due and has begun with its head."""
+    ec2 = FakeEc2(clock)
+    ec2.add_ended(tasks, age=3600)
+    observer = Observer(ec2, clock)
+    await observer.read()
+    clock.advance(FULL_READ_EVERY)
+    await observer.refresher.refresh(Report())
+    return ec2, observer
+
+
 def test_a_sweep_answers_first_pauses_for_who_waits_and_goes_on_later() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        ec2 = FakeEc2(clock)
-        ec2.add_ended(2000, age=3600)
-        observer = Observer(ec2, clock)
-        await observer.read()
-        clock.advance(FULL_READ_EVERY)
-        await observer.refresher.refresh(Report())
+        ec2, observer = await about_to_sweep(clock, 2000)
         calls = len(ec2.calls)
         await observer.refresher.sweep(lambda: len(ec2.calls) >= calls + 3)
         assert len(ec2.calls) == calls + 3
@@ -307,12 +313,7 @@ def test_a_sweep_answers_first_pauses_for_who_waits_and_goes_on_later() -> None:
 
 def test_a_sweep_stops_while_the_budget_is_low() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        ec2 = FakeEc2(clock)
-        ec2.add_ended(2000, age=3600)
-        observer = Observer(ec2, clock)
-        await observer.read()
-        clock.advance(FULL_READ_EVERY)
-        await observer.refresher.refresh(Report())
+        ec2, observer = await about_to_sweep(clock, 2000)
         calls = len(ec2.calls)
         observer.budget.throttled()
         await observer.refresher.sweep(lambda: False)
@@ -341,12 +342,7 @@ def test_an_unfinished_task_that_is_no_longer_listed_hastens_the_full_reads() ->
 @pytest.mark.parametrize("fault", ["InternalError", "RequestLimitExceeded"])
 def test_a_sweep_that_fails_is_nobodys_error_and_goes_on_later(fault: str) -> None:
     async def scenario(clock: VirtualClock) -> None:
-        ec2 = FakeEc2(clock)
-        ec2.add_ended(900, age=3600)
-        observer = Observer(ec2, clock)
-        await observer.read()
-        clock.advance(FULL_READ_EVERY)
-        await observer.refresher.refresh(Report())
+        ec2, observer = await about_to_sweep(clock, 900)
         ec2.fail(aws_error(fault, status=503))
         await observer.refresher.sweep(lambda: False)
         await observer.refresher.sweep(lambda: False)

@@ -3,8 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -14,6 +13,9 @@ from imagetasks import errors, outcomes, requests, waiting
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
 from imagetasks.watch import Watch
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
 
 
 def connect(
@@ -94,12 +96,7 @@ class Client:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -158,19 +155,11 @@ class Client:
             PermissionDeniedError: It may in none of the targets.
             Error: No target could tell.
         """
-        request = requests.describe(
-            image_ids=(),
-            filters=(),
-            accounts=accounts,
-            regions=regions,
-            dry_run=True,
-        )
+        request = requests.describe(accounts=accounts, regions=regions, dry_run=True)
         try:
             response = await self._describe(request, timeout)
         except errors.FailedPreconditionError as error:
-            if error.reason != outcomes.DRY_RUN_REASON:
-                raise
-            return (outcomes.of_dry_run(error.account, error.region),)
+            return outcomes.of_dry_run(error)
         return tuple(response.target_outcomes)
 
     def stream(
@@ -282,22 +271,24 @@ class Client:
         timeout: requests.Timeout = requests.Default.TIMEOUT,  # noqa: ASYNC109 - as above
     ) -> pb.ListTargetsResponse:
         """The targets this caller may ask, and how the gateway stands with each. Asks EC2 for no tasks."""
-        try:
-            return await self._stub.ListTargets(
-                requests.targets(accounts=accounts, regions=regions),
-                timeout=requests.deadline(timeout, self._timeout),
-                metadata=channels.metadata(self._token),
-            )
-        except grpc.RpcError as failure:
-            raise errors.from_call(failure) from failure
+        request = requests.targets(accounts=accounts, regions=regions)
+        return await self._answer(self._stub.ListTargets, request, timeout)
 
     async def _describe(
         self,
         request: pb.DescribeStoreImageTasksRequest,
         timeout: requests.Timeout,  # noqa: ASYNC109 - as above
     ) -> pb.DescribeStoreImageTasksResponse:
+        return await self._answer(self._stub.DescribeStoreImageTasks, request, timeout)
+
+    async def _answer(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout: requests.Timeout,  # noqa: ASYNC109 - as above
+    ) -> Response:
         try:
-            return await self._stub.DescribeStoreImageTasks(
+            return await method(
                 request,
                 timeout=requests.deadline(timeout, self._timeout),
                 metadata=channels.metadata(self._token),
@@ -384,12 +375,7 @@ class Stream:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

@@ -5,8 +5,7 @@ A client may be used from several threads.
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import grpc
 
@@ -15,6 +14,9 @@ from imagetasks import errors, outcomes, requests, waiting
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
 from imagetasks.watch import BlockingWatch
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
 
 
 def connect(
@@ -71,12 +73,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -120,19 +117,11 @@ class Client:
             PermissionDeniedError: It may in none of the targets.
             Error: No target could tell.
         """
-        request = requests.describe(
-            image_ids=(),
-            filters=(),
-            accounts=accounts,
-            regions=regions,
-            dry_run=True,
-        )
+        request = requests.describe(accounts=accounts, regions=regions, dry_run=True)
         try:
             response = self._describe(request, timeout)
         except errors.FailedPreconditionError as error:
-            if error.reason != outcomes.DRY_RUN_REASON:
-                raise
-            return (outcomes.of_dry_run(error.account, error.region),)
+            return outcomes.of_dry_run(error)
         return tuple(response.target_outcomes)
 
     def stream(
@@ -216,22 +205,24 @@ class Client:
         timeout: requests.Timeout = requests.Default.TIMEOUT,
     ) -> pb.ListTargetsResponse:
         """The targets this caller may ask, and how the gateway stands with each. Asks EC2 for no tasks."""
-        try:
-            return self._stub.ListTargets(
-                requests.targets(accounts=accounts, regions=regions),
-                timeout=requests.deadline(timeout, self._timeout),
-                metadata=channels.metadata(self._token),
-            )
-        except grpc.RpcError as failure:
-            raise errors.from_call(failure) from failure
+        request = requests.targets(accounts=accounts, regions=regions)
+        return self._answer(self._stub.ListTargets, request, timeout)
 
     def _describe(
         self,
         request: pb.DescribeStoreImageTasksRequest,
         timeout: requests.Timeout,
     ) -> pb.DescribeStoreImageTasksResponse:
+        return self._answer(self._stub.DescribeStoreImageTasks, request, timeout)
+
+    def _answer(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        timeout: requests.Timeout,
+    ) -> Response:
         try:
-            return self._stub.DescribeStoreImageTasks(
+            return method(
                 request,
                 timeout=requests.deadline(timeout, self._timeout),
                 metadata=channels.metadata(self._token),
@@ -318,12 +309,7 @@ class Stream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

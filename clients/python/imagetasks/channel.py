@@ -98,7 +98,7 @@ class Endpoint:
             raise ValueError(f"endpoint {text!r} is malformed: {error}") from None
         ports = {"": 50051, "http": 80, "https": 443}
         if url.scheme not in ports:
-            raise ValueError(f"endpoint {text!r}: use host:port, http://, https:// or unix:")
+            raise ValueError(f"endpoint {text!r}: use host:port, http://, https://, unix:, ipv4: or ipv6:")
         if not host or any(character.isspace() for character in text):
             raise ValueError(f"endpoint {text!r} lacks a host")
         if url.path.strip("/") or url.query or url.fragment or url.username is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from imagetasks import errors
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 
 # ErrorReason of the error that means yes.
@@ -31,6 +32,13 @@ class Outcomes:
         return tuple(self._by_target.values())
 
 
-def of_dry_run(account: str, region: str) -> pb.TargetOutcome:
-    """The outcome of the single target whose permission EC2 confirmed by the error DryRunOperation."""
-    return pb.TargetOutcome(target=pb.Target(account=account, region=region), source=pb.SOURCE_LIVE)
+def of_dry_run(error: errors.Error) -> tuple[pb.TargetOutcome, ...]:
+    """The outcome of the single target whose permission EC2 confirmed by the error DryRunOperation.
+
+    Raises:
+        Error: It is another error.
+    """
+    if error.reason != DRY_RUN_REASON:
+        raise error
+    target = pb.Target(account=error.account, region=error.region)
+    return (pb.TargetOutcome(target=target, source=pb.SOURCE_LIVE),)

@@ -27,8 +27,8 @@ DEFAULT_TIMEOUT = 60.0
 
 def describe(
     *,
-    image_ids: Iterable[str],
-    filters: Filters,
+    image_ids: Iterable[str] = (),
+    filters: Filters = (),
     accounts: Iterable[str],
     regions: Iterable[str],
     max_age: Seconds | None = None,

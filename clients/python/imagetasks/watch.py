@@ -6,8 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import grpc
 import grpc.aio
@@ -16,11 +15,16 @@ from imagetasks import errors
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.watching import Change, Place, Stale, Watched
 
+# Makes a call of a watch: one that gRPC's asyncio or its blocking stub returns.
+Opens: TypeAlias = Callable[[pb.WatchStoreImageTasksRequest], Any]
+
 
 class Held:
     """What both watches show of what they hold."""
 
-    def __init__(self, selector: pb.TaskSelector) -> None:
+    def __init__(self, opens: Opens, selector: pb.TaskSelector) -> None:
+        self._opens = opens
+        self._call: Any = None
         self._watched = Watched(selector)
         self._ready: deque[Change] = deque()
         self._closed = False
@@ -67,6 +71,11 @@ class Held:
         self._ready.extend(self._watched.received(message, time.monotonic()))
         return message.WhichOneof("event") != "closing"
 
+    def _taken(self) -> list[Change]:
+        changes = list(self._ready)
+        self._ready.clear()
+        return changes
+
     def _interrupted(self, error: errors.Error | None) -> None:
         self._last_error = error
         try:
@@ -83,12 +92,8 @@ class Watch(Held):
     that iterates hangs up too; whoever iterates again goes on where that was.
     """
 
-    def __init__(
-        self, opens: Callable[[pb.WatchStoreImageTasksRequest], Any], selector: pb.TaskSelector
-    ) -> None:
-        super().__init__(selector)
-        self._opens = opens
-        self._call: Any = None
+    def __init__(self, opens: Opens, selector: pb.TaskSelector) -> None:
+        super().__init__(opens, selector)
         self._left = asyncio.Event()
 
     def __aiter__(self) -> Self:
@@ -103,12 +108,7 @@ class Watch(Held):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -123,11 +123,7 @@ class Watch(Held):
 
         None: the watch is closed.
         """
-        if not self._ready and not await self._step():
-            return None
-        changes = list(self._ready)
-        self._ready.clear()
-        return changes
+        return self._taken() if self._ready or await self._step() else None
 
     async def _step(self) -> bool:
         """One message or one interruption; False when closed."""
@@ -180,12 +176,8 @@ class BlockingWatch(Held):
     Leaving `with` or `close()`, from any thread, ends it at the gateway, and it yields nothing more.
     """
 
-    def __init__(
-        self, opens: Callable[[pb.WatchStoreImageTasksRequest], Any], selector: pb.TaskSelector
-    ) -> None:
-        super().__init__(selector)
-        self._opens = opens
-        self._call: Any = None
+    def __init__(self, opens: Opens, selector: pb.TaskSelector) -> None:
+        super().__init__(opens, selector)
         self._left = threading.Event()
 
     def __iter__(self) -> Self:
@@ -200,12 +192,7 @@ class BlockingWatch(Held):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -221,11 +208,7 @@ class BlockingWatch(Held):
 
         None: the watch is closed.
         """
-        if not self._ready and not self._step():
-            return None
-        changes = list(self._ready)
-        self._ready.clear()
-        return changes
+        return self._taken() if self._ready or self._step() else None
 
     def _step(self) -> bool:
         """One message or one interruption; False when closed."""

@@ -97,7 +97,6 @@ fn may_be_tried_again(status: &Status) -> bool {
 }
 
 /// How long the gateway asks to wait: `None` is for ever, `Some(None)` if it says nothing.
-#[allow(clippy::option_option)]
 fn pushback(status: &Status) -> Option<Option<Duration>> {
     match status.metadata().get("grpc-retry-pushback-ms") {
         None => Some(None),

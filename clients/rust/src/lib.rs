@@ -11,7 +11,7 @@ pub use failure::Failure;
 pub use gateway::{Gateway, MAX_MESSAGE, endpoint, retrying, stub, token};
 
 /// The contract's messages and stub, generated.
-#[allow(clippy::all, rustdoc::all)]
+#[allow(clippy::all, missing_docs, rustdoc::all)]
 pub mod v1 {
     include!("imagetasks.v1.rs");
 }

@@ -32,8 +32,9 @@ const MAX_MESSAGE = 64 * 1024 * 1024;
 /** How the gateway is reached. */
 export interface ConnectOptions {
   /**
-   * "host:port" or "http://host:port" (plaintext), "https://host:port" (TLS) or "unix:path"; else the
-   * environment's IMAGETASKS_ENDPOINT, else 127.0.0.1:50051.
+   * "host:port" or "http://host:port" (plaintext), "https://host:port" (TLS) or "unix:path";
+   * "ipv4:address:port,address:port" (plaintext) are several, which take turns. Else the environment's
+   * IMAGETASKS_ENDPOINT, else 127.0.0.1:50051.
    */
   endpoint?: string | undefined;
   /** A bearer token, or what gives it anew for each call; over the network only with TLS. */
@@ -101,6 +102,9 @@ export function parseEndpoint(given?: string): { target: string; tls: boolean; l
   if (text.startsWith("unix:")) {
     return { target: text, tls: false, local: true };
   }
+  if (/^ipv[46]:/.test(text)) {
+    return { target: text, tls: false, local: severalAreLocal(text) };
+  }
   const [, scheme = "", rest = ""] = /^(?:(.*?):\/\/)?(.*)$/s.exec(text) ?? [];
   const standard = { "": "50051", http: "80", https: "443" }[scheme];
   // As a scheme that the class does not know, for it would drop the standard ports of those it does.
@@ -114,13 +118,35 @@ export function parseEndpoint(given?: string): { target: string; tls: boolean; l
     url.username
   ) {
     throw new Error(
-      `imagetasks: endpoint ${JSON.stringify(text)}: use host:port, http://, https:// or unix:`,
+      `imagetasks: endpoint ${JSON.stringify(text)}: use host:port, http://, https://, unix:, ipv4: or ipv6:`,
     );
   }
   const host = url.hostname.replace(/^\[(.*)\]$/, "$1");
   return {
     target: `${url.hostname}:${url.port || standard}`,
     tls: scheme === "https",
-    local: host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127.")),
+    local: host === "localhost" || isLoopback(host),
   };
+}
+
+/** Whether all of a list, which gRPC has a resolver of, are on this machine. */
+function severalAreLocal(text: string): boolean {
+  const version = Number(text[3]);
+  const form = version === 4 ? /^([^:]+):(\d+)$/ : /^\[(.+)\]:(\d+)$/;
+  const hosts = text.slice("ipv4:".length).split(",");
+  return hosts
+    .map((each) => {
+      const [, host = "", port = ""] = form.exec(each) ?? [];
+      if (isIP(host) !== version || Number(port) > 65535) {
+        throw new Error(
+          `imagetasks: endpoint ${JSON.stringify(text)}: ${JSON.stringify(each)} is not address:port of ipv${version}`,
+        );
+      }
+      return isLoopback(host);
+    })
+    .every(Boolean);
+}
+
+function isLoopback(host: string): boolean {
+  return host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
 }

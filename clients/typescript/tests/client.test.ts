@@ -25,6 +25,9 @@ test("endpoints", () => {
     ["https://[::1]:9443", where("[::1]:9443", true, true)],
     ["127.example.org", where("127.example.org:50051", false, false)],
     ["unix:/run/gateway", where("unix:/run/gateway", false, true)],
+    ["ipv4:127.0.0.1:5,127.0.0.2:6", where("ipv4:127.0.0.1:5,127.0.0.2:6", false, true)],
+    ["ipv4:127.0.0.1:5,192.0.2.1:5", where("ipv4:127.0.0.1:5,192.0.2.1:5", false, false)],
+    ["ipv6:[::1]:5", where("ipv6:[::1]:5", false, true)],
   ] as const) {
     assert.deepEqual(parseEndpoint(text), expected, text);
   }
@@ -37,6 +40,13 @@ test("endpoints", () => {
     "http://gateway#a",
     "http://me@gateway",
     "http://a://b",
+    "ipv4:",
+    "ipv4:127.0.0.1",
+    "ipv4:127.0.0.1:7,",
+    "ipv4:127.0.0.1:70000",
+    "ipv4:gateway:7",
+    "ipv4:[::1]:7",
+    "ipv6:127.0.0.1:7",
   ]) {
     assert.throws(() => parseEndpoint(text), /^Error: imagetasks: endpoint/, text);
   }
@@ -83,6 +93,31 @@ test("a unix socket, and a token that is asked for anew", async (context) => {
   await client.stub.listTargets({});
   await client.stub.listTargets({});
   assert.deepEqual(tokens, ["Bearer token-1", "Bearer token-2"]);
+});
+
+test("several gateways take turns", async (context) => {
+  const asked = { a: 0, b: 0 };
+  const endpoints = await Promise.all(
+    (["a", "b"] as const).map((name) =>
+      serve(context, {
+        listTargets: (_, answer) => {
+          asked[name] += 1;
+          answer(null, {});
+        },
+      }),
+    ),
+  );
+  const client = connect({ endpoint: `ipv4:${endpoints.join()}` });
+  context.after(() => client.close());
+  const patience = AbortSignal.timeout(10_000);
+  while (!asked.a || !asked.b) {
+    await client.stub.listTargets({}, { signal: patience });
+  }
+  const before = { ...asked };
+  for (let call = 0; call < 4; call++) {
+    await client.stub.listTargets({});
+  }
+  assert.deepEqual(asked, { a: before.a + 2, b: before.b + 2 });
 });
 
 test("a request is left as it was", async (context) => {

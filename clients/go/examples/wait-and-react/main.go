@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -76,7 +77,7 @@ func wait(ctx context.Context, client *imagetasks.Client, selector *pb.TaskSelec
 		return err
 	}
 	if !response.GetDone() {
-		return fmt.Errorf("not all have ended: %s", response.GetReason())
+		return fmt.Errorf("not all have ended: %s", strings.TrimPrefix(response.GetReason().String(), "REASON_"))
 	}
 	var failed error
 	for _, task := range response.GetStoreImageTaskResults() {

@@ -44,7 +44,7 @@ def parser(command: str, description: str, epilog: str) -> argparse.ArgumentPars
     gateway.add_argument(
         "--endpoint-url",
         metavar="URL",
-        help="host:port, http://host:port, https://host:port or unix:path "
+        help="host:port, http://host:port, https://host:port or unix:path; several are ipv4:ADDRESS:PORT,... "
         f"(default: {channel.ENDPOINT_VARIABLE}, else {channel.DEFAULT_ENDPOINT})",
     )
     gateway.add_argument(

@@ -2,7 +2,6 @@
 
 import locale
 import os
-from pathlib import Path
 
 LOCAL = ("file://", "fileb://")
 REMOTE = ("http://", "https://")
@@ -70,8 +69,3 @@ def _fetch(address: str) -> str:
     if status != _OK:
         raise Unreadable(f"Unable to retrieve {address}: received non 200 status code of {status}")
     return str(content, encoding)
-
-
-def read_pem(path: str) -> bytes:
-    """A certificate's or key's file."""
-    return Path(path).read_bytes()

@@ -49,7 +49,9 @@ final class Conformance {
       String endpoint, String ca, String call, String request, String token, Double timeout,
       Map<String, String> metadata, int cancel_after, Double cancel_after_seconds) {}
 
-  private static final class Left extends RuntimeException {}
+  private static final class Left extends RuntimeException {
+    private static final long serialVersionUID = 1L;
+  }
 
   private Conformance(Command command) {
     this.command = command;
