@@ -111,15 +111,34 @@ class Record:
         peer: The caller's address, as gRPC writes it.
         request_id: What the caller may quote: its own, if that is short and plain, else a new one. It is
             in the log lines of the call, and in its trailing metadata.
+        named: The same as trailing metadata: what every call ends with.
         metadata: What the caller sent along.
         tally: What it is about and what it costs.
+        caller: Who calls. The peer, until it is known who that is.
     """
+
+    __slots__ = (
+        "_began",
+        "_code",
+        "_ended_at",
+        "_is_timed",
+        "_reason",
+        "_records",
+        "_seconds",
+        "caller",
+        "metadata",
+        "method",
+        "named",
+        "peer",
+        "request_id",
+        "tally",
+    )
 
     def __init__(self, records: Records, method: str, context: Context) -> None:
         self.method = method
         # Taken now: when a stream's client has left, gRPC may free the call before its handler has ended,
         # and asking the context then reads freed memory.
-        self.peer = self._caller = context.peer()
+        self.peer = self.caller = context.peer()
         self.tally = Tally()
         self._records = records
         self._code = "OK"
@@ -128,14 +147,10 @@ class Record:
         self._is_timed = False
         self.metadata: Metadata = context.invocation_metadata() or ()  # type: ignore[assignment]
         self.request_id = _request_id(self.metadata)
+        self.named = REQUEST_ID, self.request_id
         context.set_trailing_metadata((self.named,))
         if records.tracer is not None:
             self.tally.span = records.tracer.begin(records.service, method, _trace_of(self.metadata))
-
-    @property
-    def caller(self) -> str:
-        """Who calls. The peer, until it is known who that is."""
-        return self._caller
 
     def identified(self, caller: str, entry: str) -> None:
         """It is known who calls; both are empty where nobody is asked.
@@ -145,7 +160,7 @@ class Record:
             entry: The caller's name in the configuration: whom the metrics name.
         """
         if caller:
-            self._caller = caller
+            self.caller = caller
         if entry:
             self.tally.payer = entry if entry in self._records.metrics.callers else "other"
 
@@ -153,11 +168,6 @@ class Record:
         """Have the request id told by all that is logged from now on, by whomever."""
         # gRPC runs each call in a task of its own, so nothing must be unbound.
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
-
-    @property
-    def named(self) -> tuple[str, str]:
-        """What every call's trailing metadata has."""
-        return REQUEST_ID, self.request_id
 
     def __enter__(self) -> Self:
         records = self._records
@@ -168,11 +178,11 @@ class Record:
 
     # Synchronous: when a client leaves, the first await of a cleanup may be cancelled.
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        if error is not None and isinstance(error, asyncio.CancelledError | GeneratorExit):
             self._code = "CANCELLED"
         self._ended_at = time.time()
         self._seconds = time.perf_counter() - self._began
-        if not self._is_timed:
+        if self.tally.span is not None and not self._is_timed:
             self._trace()
         self._records.left(self)
 
@@ -219,8 +229,8 @@ class Record:
             "peer": self.peer,
             "ec2_calls": tally.calls,
         }
-        if self._caller != self.peer:
-            fields["caller"] = self._caller
+        if self.caller != self.peer:
+            fields["caller"] = self.caller
         if self._reason:
             fields["reason"] = self._reason
         if tally.targets is not None:
