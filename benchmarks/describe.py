@@ -20,9 +20,8 @@ REGION = "eu-central-1"
 def measure(quick: bool) -> Result:
     """For each size of the answer, and for the processor that a call takes."""
     rounds, calls = (3, 4000) if quick else (5, 8000)
-    return Result(
-        [row for tasks in (SIZES[1:2] if quick else SIZES) for row in of_size(tasks, rounds, calls)]
-    )
+    rows = [row for tasks in (SIZES[1:2] if quick else SIZES) for row in of_size(tasks, rounds, calls)]
+    return Result([*rows, boundary(SIZES[1], rounds, calls)])
 
 
 def of_size(tasks: int, rounds: int, calls: int) -> list[Row]:
@@ -49,6 +48,30 @@ def of_size(tasks: int, rounds: int, calls: int) -> list[Row]:
         Row(f"{of}: calls/s", beside, Goal(least=0.85), ratios(**_sides(rates)), medians("calls/s", **rates)),
         Row(f"{of}: processor a call", beside, Goal(), ratios(**_sides(costs)), medians("µs", **costs)),
     ]
+
+
+def boundary(tasks: int, rounds: int, calls: int) -> Row:
+    """What it costs to ask who calls, to limit, to count and to log."""
+    rates: dict[str, list[float]] = {"with": [], "without": []}
+    script = str(Path(__file__).with_name("describe_server.py"))
+    with (
+        tempfile.TemporaryFile() as log,
+        child(script, "gateway", str(tasks), stderr=log) as (_, guarded),
+        child(script, "service", str(tasks), stderr=log) as (_, alone),
+    ):
+        addresses = {"with": guarded, "without": alone}
+        for address in addresses.values():
+            calls_per_second(address, METHOD, calls // 2)
+        for _ in range(rounds):
+            for name, address in addresses.items():
+                rates[name].append(calls_per_second(address, METHOD, calls))
+    return Row(
+        f"cached describe, {tasks} tasks, behind the boundary: calls/s",
+        "the same service without it",
+        Goal(least=0.85),
+        ratios(ours=rates["with"], theirs=rates["without"]),
+        medians("calls/s", **rates),
+    )
 
 
 def _sides(figures: dict[str, list[float]]) -> dict[str, list[float]]:

@@ -111,13 +111,14 @@ def _serving(log: IO[str], process: "subprocess.Popen[bytes]") -> str:
 
 @contextlib.contextmanager
 def child(
-    *command: str, environment: Mapping[str, str] | None = None
+    *command: str, environment: Mapping[str, str] | None = None, stderr: IO[bytes] | None = None
 ) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """One of our scripts, with the first line that it prints; it ends when its standard input does."""
     with subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=stderr,
         env=environment,
         text=True,
     ) as process:

@@ -27,6 +27,7 @@ from imagetasks_server.clock import steady_clock
 from imagetasks_server.config import Settings
 from imagetasks_server.listening import SERVER_OPTIONS, listen
 from imagetasks_server.observation import measured
+from imagetasks_server.record import TOGETHER
 from imagetasks_server.telemetry import configure_log
 
 # As long as the gateway's.
@@ -51,7 +52,7 @@ async def serve_gateway(stack: AsyncExitStack) -> Served:
     settings = Settings(**fields)
     configure_log(settings.log_level, json_lines=True)
     accounts: Any = world.accounts
-    gateway = assemble(settings, accounts, clock)
+    gateway = assemble(settings, accounts, clock, together=TOGETHER)
     stack.push_async_callback(gateway.close)
     await stack.enter_async_context(measured(settings, gateway, list, lambda: None))
     listening = await listen(settings, gateway)

@@ -110,31 +110,33 @@ class Boundary:
             LookupError: The contract has a method of which nobody has said what it needs of its caller.
         """
         check_declared(SERVICE)
-        serialize = _Serializer()
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
             implementation = getattr(service, _snake_case(method.name))
             if method.server_streaming:
                 methods[method.name] = grpc.unary_stream_rpc_method_handler(
-                    self._stream(method, implementation), response_serializer=serialize
+                    self._stream(method, implementation), response_serializer=_Serializer()
                 )
             else:
                 methods[method.name] = grpc.unary_unary_rpc_method_handler(
-                    self._unary(method, implementation, service.again.get(method.name)),
-                    response_serializer=serialize,
+                    self._unary(method, implementation, service.again.get(method.name))
                 )
         return grpc.method_handlers_generic_handler(SERVICE.full_name, methods)
 
     def _unary(
         self, method: MethodDescriptor, implementation: Unary, again: Again | None
-    ) -> Callable[[bytes, Context], Awaitable[Any]]:
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         name, parse, kind = method.name, _parser(method), METHODS[method.name]
 
-        async def unary(message: bytes, context: Context) -> bytes | Message:
+        async def unary(message: bytes, context: Context) -> bytes:
             with Record(self._records, name, context) as record:
                 try:
                     decision = self._gate.known(record.metadata, name)
-                    shown = record.metadata, self._connection(context)
+                    # Asked of gRPC now, while the call is certainly there.
+                    connection = (
+                        context.auth_context() if self._gate.asks_for_certificates else _NO_CONNECTION
+                    )
+                    shown = record.metadata, connection
                     if decision is None:
                         record.bind()
                         decision = await self._gate.decided(*shown, name)
@@ -146,7 +148,8 @@ class Boundary:
                     with admission, self._gate.stay(decision, shown, name) as access:
                         call = self._call(context, record, access, message)
                         with access.until_it_expires(self._clock):
-                            return await access.guard(lambda: implementation(parse(message), call))
+                            response = await access.guard(lambda: implementation(parse(message), call))
+                    return response if isinstance(response, bytes) else response.SerializeToString()
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record, error)
 
@@ -160,7 +163,11 @@ class Boundary:
         async def stream(message: bytes, context: Context) -> AsyncGenerator[Message]:
             with Record(self._records, name, context) as record:
                 try:
-                    shown = record.metadata, self._connection(context)
+                    # Asked of gRPC now, while the call is certainly there.
+                    connection = (
+                        context.auth_context() if self._gate.asks_for_certificates else _NO_CONNECTION
+                    )
+                    shown = record.metadata, connection
                     decision = self._gate.known(record.metadata, name)
                     record.bind()
                     if decision is None:
@@ -184,9 +191,6 @@ class Boundary:
                     await _abort(context, record, error)
 
         return stream
-
-    def _connection(self, context: Context) -> Mapping[str, Any]:
-        return context.auth_context() if self._gate.asks_for_certificates else _NO_CONNECTION
 
     def _let_in(self, record: Record, decision: Decision, kind: Kind) -> Admission:
         record.identified(decision.caller, decision.permission.caller)
@@ -250,9 +254,7 @@ class _Serializer:
         self._last: Message | None = None
         self._bytes = b""
 
-    def __call__(self, response: bytes | Message) -> bytes:
-        if isinstance(response, bytes):
-            return response
+    def __call__(self, response: Message) -> bytes:
         if response is not self._last:
             self._last, self._bytes = response, response.SerializeToString()
         return self._bytes

@@ -1,6 +1,7 @@
 """Who may come in: decided for each call before anything shared is looked at, and when that may change."""
 
 import asyncio
+import math
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
@@ -153,7 +154,8 @@ class Gate:
         # Keys that are due to be fetched again are no reason any more.
         if keys is not None and (self._keys is None or self._keys.fresh is not keys):
             return None
-        return decision if self._clock() < decision.identity.expires else None
+        expires = decision.identity.expires
+        return decision if expires == math.inf or self._clock() < expires else None
 
     async def decided(self, metadata: Metadata, connection: Connection, method: str) -> Decision:
         """Who calls.

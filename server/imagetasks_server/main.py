@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import structlog
 
@@ -30,6 +30,7 @@ from imagetasks_server.listening import Listening, listen
 from imagetasks_server.members import Member
 from imagetasks_server.observation import measured, traced
 from imagetasks_server.probe import ask
+from imagetasks_server.record import TOGETHER
 from imagetasks_server.reload import Preparation, Reload
 from imagetasks_server.roster import Lister, Roster
 from imagetasks_server.sandbox import sandbox
@@ -41,9 +42,6 @@ from imagetasks_server.token_command import hash_token
 
 log = structlog.get_logger()
 T = TypeVar("T")
-# Seconds for which ended calls are collected. Whoever kills the process loses no more than their lines.
-TOGETHER: Final = 0.02
-
 Adapt: TypeAlias = Callable[[Settings], Settings]
 
 

@@ -27,6 +27,8 @@ Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, Any]
 
 REQUEST_ID: Final = "x-request-id"
+# Seconds for which a process collects ended calls. Whoever kills it loses no more than their lines.
+TOGETHER: Final = 0.02
 # What may stand in a log as it came.
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:+/=-]{1,64}")
 
