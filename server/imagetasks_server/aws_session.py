@@ -9,9 +9,10 @@ from typing import Any
 
 import aioboto3
 
+from imagetasks_server import aws_regions
 from imagetasks_server.account_settings import HOME_REGIONS, Access, partition_of
 from imagetasks_server.aws_credentials import Credentials
-from imagetasks_server.aws_tls import tls_context
+from imagetasks_server.aws_http import tls_context
 from imagetasks_server.errors import Unavailable
 
 
@@ -49,12 +50,12 @@ class AwsSession:
         self._building: dict[tuple[str, str], asyncio.Future[Any]] = {}
 
     async def client(self, service: str, region: str) -> Any:
-        """The client of a service in a Region.
+        """The client of a service in a Region; EC2's is the same for all (`aws_regions`).
 
         Raises:
             Exception: What botocore raises.
         """
-        key = (service, region)
+        key = (service, self.home_region if service == aws_regions.SERVICE else region)
         if key in self._clients:
             return self._clients[key]
         if key not in self._building:

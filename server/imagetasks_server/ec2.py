@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
+from imagetasks_server import attempts, aws_regions
 from imagetasks_server.account_settings import AccountSettings, OrganizationSettings
-from imagetasks_server.attempts import HOOKS, one_call
 from imagetasks_server.aws_access import AwsSessions, Hooks
 from imagetasks_server.aws_errors import is_expiry, translate
 from imagetasks_server.aws_models import READ_ACTIONS
@@ -94,7 +94,7 @@ class AwsAccount:
                 parameters["NextToken"] = token
             try:
                 await self._begins.take()
-                with one_call(pay, throttled):
+                with attempts.one_call(pay, throttled):
                     answer = await self._call("ec2", target.region, "describe_store_image_tasks", parameters)
                 await self._decodes.take()
                 return page_of(answer[BODY], target)
@@ -122,13 +122,14 @@ class AwsAccount:
         client = await self._session.client(service, region)
         call = getattr(client, operation)
         generation = self._session.generation()
-        try:
+        with aws_regions.in_region(region):
+            try:
+                return await call(**parameters)
+            except ClientError as error:
+                if not is_expiry(error):
+                    raise
+            self._session.forget(generation)
             return await call(**parameters)
-        except ClientError as error:
-            if not is_expiry(error):
-                raise
-        self._session.forget(generation)
-        return await call(**parameters)
 
     def _translate(self, error: Exception, region: str) -> Error:
         if isinstance(error, Error):  # of the payment
@@ -153,7 +154,7 @@ class Aws:
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.page_timeout,
             attempts=settings.attempts,
-            hooks={**HOOKS, **(hooks or {})},
+            hooks={**attempts.HOOKS, **aws_regions.HOOKS, **(hooks or {})},
         )
 
     def open(
