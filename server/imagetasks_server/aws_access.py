@@ -17,7 +17,7 @@ import aiobotocore.credentials
 from imagetasks_server.account_settings import Access
 from imagetasks_server.aws_credentials import Credentials
 from imagetasks_server.aws_http import HttpConfig
-from imagetasks_server.aws_models import SlimLoader, slim_session
+from imagetasks_server.aws_models import loader, slim_session
 from imagetasks_server.aws_parser import ParserFactory
 from imagetasks_server.aws_session import AwsSession
 from imagetasks_server.aws_user_agent import UserAgent
@@ -48,7 +48,6 @@ class AwsSessions:
         hooks: Hooks,
     ) -> None:
         self._builders = builders
-        self._loader = SlimLoader()
         self._parsers = ParserFactory()
         self._hooks = hooks
         self._options = {
@@ -90,7 +89,7 @@ class AwsSessions:
     def _core(self, access: Access) -> Any:
         """Botocore's session, set up as all of ours are."""
         core = slim_session()
-        core.register_component("data_loader", self._loader)
+        core.register_component("data_loader", loader())
         core.register_component("response_parser_factory", self._parsers)
         core.register_component("user_agent_creator", UserAgent.from_environment())
         options = dict(self._options)

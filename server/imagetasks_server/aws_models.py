@@ -4,6 +4,7 @@ As they come, a client builds a class with a method for each of EC2's 700 operat
 """
 
 import contextlib
+import functools
 import gzip
 import json
 from datetime import datetime
@@ -44,6 +45,24 @@ class SlimLoader(Loader):  # type: ignore[misc]  # botocore is untyped
         return sorted(OPERATIONS)
 
 
+@functools.cache
+def loader() -> SlimLoader:
+    """The one loader of the process: what is read once serves all sessions."""
+    return SlimLoader()
+
+
+def preload() -> None:
+    """Read what every gateway needs. Blocks.
+
+    On the main thread, so that its memory is used again: what another thread has used and given back, only
+    that thread uses again.
+    """
+    for service in ("ec2", "sts"):
+        loader().load_service_model(service, "service-2")
+    for name in ("endpoints", "partitions"):
+        loader().load_data(name)
+
+
 class _SlimFiles(JSONFileLoader):  # type: ignore[misc]
     """Reads botocore's files. Plain dicts keep their order too, and are there in a third of the time."""
 
@@ -51,21 +70,24 @@ class _SlimFiles(JSONFileLoader):  # type: ignore[misc]
         """What is needed of a file, named without its suffix; None: there is no such file."""
         for suffix, open_file in ((".json", open), (".json.gz", gzip.open)):
             with contextlib.suppress(FileNotFoundError), open_file(file_path + suffix, "rb") as file:
-                return _needed(PurePath(file_path), json.load(file))
+                # What is kept lies scattered over what goes, and would hold its memory: hence written anew.
+                return json.loads(_needed(PurePath(file_path), file.read()))
         return None
 
 
-def _needed(path: PurePath, data: Any) -> Any:
+def _needed(path: PurePath, text: bytes) -> bytes:
     if path.name == "service-2":
-        data = _slim(data, OPERATIONS[path.parts[-3]])
-    elif path.name == "endpoints":
-        for partition in data["partitions"]:
-            every = partition["services"]
-            partition["services"] = {name: every[name] for name in OPERATIONS if name in every}
-    else:
-        return data
-    # What is kept lies scattered over what goes, and would keep its memory: written anew, it does not.
-    return json.loads(json.dumps(data))
+        return json.dumps(_slim(json.loads(text), OPERATIONS[path.parts[-3]])).encode()
+    if path.name == "endpoints":
+        return json.dumps(_without_services(json.loads(text))).encode()
+    return text
+
+
+def _without_services(endpoints: dict[str, Any]) -> dict[str, Any]:
+    for partition in endpoints["partitions"]:
+        every = partition["services"]
+        partition["services"] = {name: every[name] for name in OPERATIONS if name in every}
+    return endpoints
 
 
 def _slim(model: dict[str, Any], operations: tuple[str, ...]) -> dict[str, Any]:

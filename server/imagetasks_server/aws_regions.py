@@ -1,7 +1,7 @@
 """One client of EC2 for all Regions of an account: which one a call is for is said beside it.
 
 A client for each Region would cost a millisecond to build, and half as much again with its first call, for
-each has caches of its own of what is the same for all. Botocore lets a hook change what an endpoint is made of.
+each has caches of its own of what is the same for all. Botocore lets a hook change what makes an endpoint.
 """
 
 import contextlib

@@ -17,7 +17,7 @@ import structlog
 from imagetasks_server.account_settings import OrganizationSettings
 from imagetasks_server.accounts import Accounts
 from imagetasks_server.assembly import Gateway, assemble
-from imagetasks_server.aws_models import LIST_ACTIONS
+from imagetasks_server.aws_models import LIST_ACTIONS, preload
 from imagetasks_server.aws_organizations import list_members
 from imagetasks_server.clock import steady_clock
 from imagetasks_server.command import described, parser
@@ -85,6 +85,7 @@ def _command(arguments: argparse.Namespace) -> int:
         return _doctor(settings, arguments, sandbox_arguments)
     json_lines = not sys.stderr.isatty() if settings.log_json is None else settings.log_json
     configure_log(settings.log_level, json_lines=json_lines)
+    preload()
     _run(_serve(settings, read, sandbox_arguments, exit_with_stdin=arguments.exit_with_stdin))
     return 0
 
