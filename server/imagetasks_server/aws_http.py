@@ -13,10 +13,22 @@ from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore.httpsession import ProxyConfiguration, create_urllib3_context, get_cert_path
 from botocore.utils import get_environ_proxies
+from yarl import URL
 
 
 class HttpSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore is untyped
     """Aiobotocore's HTTP session, with a shared TLS context, also through a proxy."""
+
+    async def connect(self, url: str) -> None:
+        """Have one more connection ready for the next requests to a URL's host.
+
+        Raises:
+            Exception: What aiohttp raises.
+        """
+        proxy = self._proxy_config.proxy_url_for(url)
+        session = await self._get_session(proxy)
+        request = aiohttp.ClientRequest("POST", URL(url), proxy=URL(proxy) if proxy else None)
+        (await session.connector.connect(request, [], session.timeout)).release()
 
     def _create_connector(self, proxy_url: str | None) -> Any:
         settings = self._proxy_config.settings

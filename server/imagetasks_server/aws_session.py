@@ -72,6 +72,18 @@ class AwsSession:
             if key in self._building and self._building[key].done():
                 del self._building[key]
 
+    async def connect(self, region: str) -> None:
+        """Have a connection to EC2 in a Region ready for the next call, as long as AWS keeps it open.
+
+        Raises:
+            Exception: What botocore and aiohttp raise.
+        """
+        client = await self.client(aws_regions.SERVICE, region)
+        with aws_regions.in_region(region):
+            # Nobody gets it: it says where the Region is.
+            url = await client.generate_presigned_url("describe_store_image_tasks")
+        await client._endpoint.http_session.connect(url)  # noqa: SLF001  # nobody is handed it
+
     def generation(self) -> int:
         """Which credentials are in use, to be told later that they had expired."""
         return self._credentials.generation

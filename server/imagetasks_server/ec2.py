@@ -1,6 +1,7 @@
 """Asks AWS: pages of store tasks, Regions and identities, as the contract's messages and errors."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -45,6 +46,7 @@ class AwsAccount:
         self._decodes = decodes
         self._timeout = timeout
         self._proven = False
+        self._connecting: set[asyncio.Task[None]] = set()
 
     async def identity(self) -> Identity:
         """Which account the credentials are of: STS's GetCallerIdentity."""
@@ -63,11 +65,14 @@ class AwsAccount:
         return [region["RegionName"] for region in answer["Regions"]]
 
     async def warm(self, region: str) -> None:
-        """Build the client of a Region before it is needed. Raises `Error`."""
+        """Get ready to be asked in a Region: build the client, and begin to connect. Raises `Error`."""
         try:
             await self._session.client("ec2", region)
         except Exception as error:  # translated, whatever it is
             raise self._translate(error, region) from error
+        connecting = asyncio.create_task(self._connect(region))
+        self._connecting.add(connecting)
+        connecting.add_done_callback(self._connecting.discard)
 
     def read_page(
         self, target: Target, *, pay: Callable[[], Awaitable[None]], throttled: Callable[[], None]
@@ -116,7 +121,15 @@ class AwsAccount:
 
     async def close(self) -> None:
         """Close the clients."""
+        for each in self._connecting:
+            each.cancel()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
         await self._session.close()
+
+    async def _connect(self, region: str) -> None:
+        # If it fails, nobody waits for it; the first call will meet the fault and tell.
+        with contextlib.suppress(Exception):
+            await self._session.connect(region)
 
     async def _call(self, service: str, region: str, operation: str, parameters: Mapping[str, Any]) -> Any:
         client = await self._session.client(service, region)

@@ -1,6 +1,7 @@
 """Clients of AWS: cheap to have, and yet what they send is what botocore's own would send."""
 
 import asyncio
+import contextlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,8 @@ from botocore.loaders import Loader
 from botocore.useragent import UserAgentString
 from scripted_aws import ACCOUNT, ScriptedAws, scripted_aws
 
+from canned import wire
+from imagetasks_server import aws_http
 from imagetasks_server.account_settings import AccountSettings
 from imagetasks_server.aws_models import OPERATIONS, SlimLoader
 from imagetasks_server.config import Settings
@@ -212,3 +215,53 @@ def test_what_is_kept_of_botocores_data_is_as_it_was(service: str) -> None:
     ):
         assert ours["services"].get(service) == theirs["services"].get(service)
         assert {**ours, "services": {}} == {**theirs, "services": {}}
+
+
+class _Listener:
+    """Counts who connects, and answers whoever asks that there are no tasks."""
+
+    def __init__(self) -> None:
+        self.connected: asyncio.Queue[None] = asyncio.Queue()
+        self.asked = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connected.put_nowait(None)
+        body = wire.tasks([], None).encode()
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+                assert length is not None
+                await reader.readexactly(int(length[1]))
+                self.asked += 1
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_the_first_call_finds_a_connection(open_account: Open) -> None:
+    listener = _Listener()
+    async with await asyncio.start_server(listener.answer, "127.0.0.1", 0) as server, asyncio.timeout(10):
+        port = server.sockets[0].getsockname()[1]
+        account = await asyncio.to_thread(open_account, endpoint_url=f"http://127.0.0.1:{port}")
+        await account.warm("eu-central-1")
+        await listener.connected.get()
+        assert listener.asked == 0
+        await asyncio.gather(*account._connecting)
+        await account.ask("ec2", "eu-central-1", "describe_store_image_tasks")
+        assert listener.asked == 1
+        assert listener.connected.empty()
+        await account.close()
+
+
+async def test_who_warms_up_does_not_wait_for_aws_and_hears_of_no_fault(
+    open_account: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = await asyncio.to_thread(open_account, endpoint_url="http://127.0.0.1:1")
+    await account.warm("eu-central-1")
+    await asyncio.gather(*account._connecting)
+    monkeypatch.setattr(aws_http.HttpSession, "connect", lambda *_: asyncio.Event().wait())
+    await account.warm("eu-central-1")
+    (connecting,) = account._connecting
+    await account.close()
+    assert connecting.cancelled()
