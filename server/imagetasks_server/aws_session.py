@@ -81,7 +81,8 @@ class AwsSession:
         client = await self.client(aws_regions.SERVICE, region)
         with aws_regions.in_region(region):
             # Nobody gets it: it says where the Region is.
-            url = await client.generate_presigned_url("describe_store_image_tasks")
+            signed = await client.generate_presigned_url("describe_store_image_tasks")
+        url, _, _ = signed.partition("?")
         await client._endpoint.http_session.connect(url)  # noqa: SLF001  # nobody is handed it
 
     def generation(self) -> int:
