@@ -8,7 +8,7 @@ import functools
 import gzip
 import json
 from datetime import datetime
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from aiobotocore.session import AioSession
@@ -41,8 +41,8 @@ class SlimLoader(Loader):  # type: ignore[misc]  # botocore is untyped
         super().__init__(file_loader=_SlimFiles())
 
     def list_available_services(self, _type_name: str) -> list[str]:
-        """Those of `OPERATIONS`; botocore would look through the directories of all there are."""
-        return sorted(OPERATIONS)
+        """All there are, without a look at what there is of each: botocore takes 10 ms for that."""
+        return sorted({path.name for place in self.search_paths for path in Path(place).glob("*/")})
 
 
 @functools.cache
@@ -76,18 +76,9 @@ class _SlimFiles(JSONFileLoader):  # type: ignore[misc]
 
 
 def _needed(path: PurePath, text: bytes) -> bytes:
-    if path.name == "service-2":
-        return json.dumps(_slim(json.loads(text), OPERATIONS[path.parts[-3]])).encode()
-    if path.name == "endpoints":
-        return json.dumps(_without_services(json.loads(text))).encode()
-    return text
-
-
-def _without_services(endpoints: dict[str, Any]) -> dict[str, Any]:
-    for partition in endpoints["partitions"]:
-        every = partition["services"]
-        partition["services"] = {name: every[name] for name in OPERATIONS if name in every}
-    return endpoints
+    if path.name != "service-2" or (operations := OPERATIONS.get(path.parts[-3])) is None:
+        return text
+    return json.dumps(_slim(json.loads(text), operations)).encode()
 
 
 def _slim(model: dict[str, Any], operations: tuple[str, ...]) -> dict[str, Any]:
