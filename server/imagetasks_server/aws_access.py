@@ -1,7 +1,7 @@
 """How accounts' sessions come about: credentials, roles, and what all of them share.
 
 Botocore is handed slim models (`aws_models`) and a parser of ours (`aws_parser`); clients share TLS contexts
-(`aws_tls`), and accounts what their roles are assumed with.
+(`aws_http`), and accounts what their roles are assumed with.
 """
 
 import functools
@@ -16,14 +16,15 @@ import aiobotocore.credentials
 
 from imagetasks_server.account_settings import Access
 from imagetasks_server.aws_credentials import Credentials
-from imagetasks_server.aws_models import SlimLoader, slim_session
+from imagetasks_server.aws_http import HttpConfig
+from imagetasks_server.aws_models import loader, slim_session
 from imagetasks_server.aws_parser import ParserFactory
 from imagetasks_server.aws_session import AwsSession
-from imagetasks_server.aws_tls import SharedTlsConfig
+from imagetasks_server.aws_user_agent import UserAgent
 
 ROLE_SESSION_NAME: Final = "imagetasks"
 
-Hooks: TypeAlias = Mapping[str, Callable[..., Awaitable[None]]]
+Hooks: TypeAlias = Mapping[str, Callable[..., Awaitable[None] | None]]
 
 
 class AwsSessions:
@@ -47,7 +48,6 @@ class AwsSessions:
         hooks: Hooks,
     ) -> None:
         self._builders = builders
-        self._loader = SlimLoader()
         self._parsers = ParserFactory()
         self._hooks = hooks
         self._options = {
@@ -89,15 +89,16 @@ class AwsSessions:
     def _core(self, access: Access) -> Any:
         """Botocore's session, set up as all of ours are."""
         core = slim_session()
-        core.register_component("data_loader", self._loader)
+        core.register_component("data_loader", loader())
         core.register_component("response_parser_factory", self._parsers)
+        core.register_component("user_agent_creator", UserAgent.from_environment())
         options = dict(self._options)
         if access.proxy:
             options["proxies"] = {"http": access.proxy, "https": access.proxy}
         if access.use_fips:
             options["use_fips_endpoint"] = True
         # The session's, not each client's: botocore makes clients of its own to come by credentials.
-        core.set_default_client_config(SharedTlsConfig(**options))
+        core.set_default_client_config(HttpConfig(**options))
         for variable, value in (("profile", access.profile), ("ca_bundle", access.ca_bundle)):
             if value is not None:
                 core.set_config_variable(variable, str(value))

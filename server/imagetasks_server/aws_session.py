@@ -9,9 +9,10 @@ from typing import Any
 
 import aioboto3
 
+from imagetasks_server import aws_regions
 from imagetasks_server.account_settings import HOME_REGIONS, Access, partition_of
 from imagetasks_server.aws_credentials import Credentials
-from imagetasks_server.aws_tls import tls_context
+from imagetasks_server.aws_http import tls_context
 from imagetasks_server.errors import Unavailable
 
 
@@ -49,12 +50,12 @@ class AwsSession:
         self._building: dict[tuple[str, str], asyncio.Future[Any]] = {}
 
     async def client(self, service: str, region: str) -> Any:
-        """The client of a service in a Region.
+        """The client of a service in a Region; EC2's is the same for all (`aws_regions`).
 
         Raises:
             Exception: What botocore raises.
         """
-        key = (service, region)
+        key = (service, self.home_region if service == aws_regions.SERVICE else region)
         if key in self._clients:
             return self._clients[key]
         if key not in self._building:
@@ -70,6 +71,19 @@ class AwsSession:
         finally:
             if key in self._building and self._building[key].done():
                 del self._building[key]
+
+    async def connect(self, region: str) -> None:
+        """Have a connection to EC2 in a Region ready for the next call, as long as AWS keeps it open.
+
+        Raises:
+            Exception: What botocore and aiohttp raise.
+        """
+        client = await self.client(aws_regions.SERVICE, region)
+        with aws_regions.in_region(region):
+            # Nobody gets it: it says where the Region is.
+            signed = await client.generate_presigned_url("describe_store_image_tasks")
+        url, _, _ = signed.partition("?")
+        await client._endpoint.http_session.connect(url)  # noqa: SLF001  # nobody is handed it
 
     def generation(self) -> int:
         """Which credentials are in use, to be told later that they had expired."""

@@ -1,14 +1,15 @@
 """Asks AWS: pages of store tasks, Regions and identities, as the contract's messages and errors."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
+from imagetasks_server import attempts, aws_regions
 from imagetasks_server.account_settings import AccountSettings, OrganizationSettings
-from imagetasks_server.attempts import HOOKS, one_call
 from imagetasks_server.aws_access import AwsSessions, Hooks
 from imagetasks_server.aws_errors import is_expiry, translate
 from imagetasks_server.aws_models import READ_ACTIONS
@@ -45,6 +46,7 @@ class AwsAccount:
         self._decodes = decodes
         self._timeout = timeout
         self._proven = False
+        self._connecting: set[asyncio.Task[None]] = set()
 
     async def identity(self) -> Identity:
         """Which account the credentials are of: STS's GetCallerIdentity."""
@@ -63,11 +65,14 @@ class AwsAccount:
         return [region["RegionName"] for region in answer["Regions"]]
 
     async def warm(self, region: str) -> None:
-        """Build the client of a Region before it is needed. Raises `Error`."""
+        """Get ready to be asked in a Region: build the client, and begin to connect. Raises `Error`."""
         try:
             await self._session.client("ec2", region)
         except Exception as error:  # translated, whatever it is
             raise self._translate(error, region) from error
+        connecting = asyncio.create_task(self._connect(region))
+        self._connecting.add(connecting)
+        connecting.add_done_callback(self._connecting.discard)
 
     def read_page(
         self, target: Target, *, pay: Callable[[], Awaitable[None]], throttled: Callable[[], None]
@@ -94,7 +99,7 @@ class AwsAccount:
                 parameters["NextToken"] = token
             try:
                 await self._begins.take()
-                with one_call(pay, throttled):
+                with attempts.one_call(pay, throttled):
                     answer = await self._call("ec2", target.region, "describe_store_image_tasks", parameters)
                 await self._decodes.take()
                 return page_of(answer[BODY], target)
@@ -116,19 +121,28 @@ class AwsAccount:
 
     async def close(self) -> None:
         """Close the clients."""
+        for each in self._connecting:
+            each.cancel()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
         await self._session.close()
+
+    async def _connect(self, region: str) -> None:
+        # If it fails, nobody waits for it; the first call will meet the fault and tell.
+        with contextlib.suppress(Exception):
+            await self._session.connect(region)
 
     async def _call(self, service: str, region: str, operation: str, parameters: Mapping[str, Any]) -> Any:
         client = await self._session.client(service, region)
         call = getattr(client, operation)
         generation = self._session.generation()
-        try:
+        with aws_regions.in_region(region):
+            try:
+                return await call(**parameters)
+            except ClientError as error:
+                if not is_expiry(error):
+                    raise
+            self._session.forget(generation)
             return await call(**parameters)
-        except ClientError as error:
-            if not is_expiry(error):
-                raise
-        self._session.forget(generation)
-        return await call(**parameters)
 
     def _translate(self, error: Exception, region: str) -> Error:
         if isinstance(error, Error):  # of the payment
@@ -153,7 +167,7 @@ class Aws:
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.page_timeout,
             attempts=settings.attempts,
-            hooks={**HOOKS, **(hooks or {})},
+            hooks={**attempts.HOOKS, **aws_regions.HOOKS, **(hooks or {})},
         )
 
     def open(

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
-from cryptography import x509
-
 from imagetasks_server.errors import Unauthenticated
 
 # gRPC refuses metadata above 8 KiB by itself.
@@ -103,6 +101,8 @@ def presented(
 
 @lru_cache(maxsize=1024)
 def _certificate(pem: bytes) -> Certificate:
+    from cryptography import x509  # noqa: PLC0415  # 6 MiB, of client certificates alone
+
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         expires = certificate.not_valid_after_utc.timestamp()

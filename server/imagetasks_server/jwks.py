@@ -6,6 +6,7 @@ is not known waits for a fetch, if the last one is long enough ago; all who come
 
 import asyncio
 import contextvars
+import importlib
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -44,6 +45,8 @@ class Jwks:
         self._every, self._retry = rules.refresh, rules.retry
         if rules.jwks_file is not None:
             self._every, self._retry = min(self._every, FILE_EVERY), min(self._retry, FILE_EVERY)
+        # Now: it takes 50 ms, for which the first call with a token would hold up all others.
+        importlib.import_module("joserfc.jwt")
         self._fetch = _of(rules)
         self._keys: Keys | None = None
         self._text = b""

@@ -9,17 +9,16 @@ import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
-
-from joserfc import jwt
-from joserfc.errors import ExpiredTokenError, JoseError
-from joserfc.jwk import ECKey, JWKRegistry, OKPKey, RSAKey
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from imagetasks_server.access import expired
 from imagetasks_server.caller_settings import JwtSettings
 from imagetasks_server.identity import Identity, invalid
 
-Key: TypeAlias = RSAKey | ECKey | OKPKey
+if TYPE_CHECKING:
+    from joserfc.jwk import ECKey, OKPKey, RSAKey
+
+Key: TypeAlias = "RSAKey | ECKey | OKPKey"
 
 MAX_KEYS: Final = 100
 MIN_RSA_BITS: Final = 2048
@@ -77,7 +76,7 @@ class Keys:
         if not self._keys:
             raise ValueError("has no public key that could be used")
 
-    def find(self, header: Header) -> Key | None:
+    def find(self, header: Header) -> "Key | None":
         """The key that a token says it was signed with; without an id only if there is no choice."""
         fitting = [
             key
@@ -87,7 +86,9 @@ class Keys:
         return fitting[0] if len(fitting) == 1 else None
 
 
-def _key(value: object) -> Key | None:
+def _key(value: object) -> "Key | None":
+    from joserfc.jwk import ECKey, JWKRegistry, OKPKey, RSAKey  # noqa: PLC0415  # 9 MiB, of JWTs alone
+
     if not isinstance(value, dict) or value.get("kty") not in {"RSA", "EC", "OKP"}:
         return None
     if value.get("use", "sig") != "sig" or "verify" not in (value.get("key_ops") or ["verify"]):
@@ -112,7 +113,7 @@ def _signs(key: Key, algorithm: str) -> bool:
         return algorithm == "Ed25519" and key.get("alg") == "EdDSA" and key.get("crv") == "Ed25519"
     if algorithm in _CURVES:
         return bool(key.get("crv") == _CURVES[algorithm])
-    return isinstance(key, RSAKey) and algorithm[:2] in {"RS", "PS"}
+    return key.key_type == "RSA" and algorithm[:2] in {"RS", "PS"}
 
 
 def verified(token: str, header: Header, key: Key, rules: JwtSettings, now: float) -> Identity:
@@ -121,6 +122,9 @@ def verified(token: str, header: Header, key: Key, rules: JwtSettings, now: floa
     Raises:
         Unauthenticated: Nothing.
     """
+    from joserfc import jwt  # noqa: PLC0415  # as above
+    from joserfc.errors import ExpiredTokenError, JoseError  # noqa: PLC0415
+
     if header.algorithm not in rules.algorithms:
         raise invalid()
     registry = jwt.JWTClaimsRegistry(now=int(now), leeway=int(rules.leeway), exp={"essential": True})

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
@@ -15,7 +15,9 @@ from imagetasks_server.config import ConfigError, Settings
 from imagetasks_server.health import Health
 from imagetasks_server.record import Records
 from imagetasks_server.telemetry import Event
-from imagetasks_server.tls import Certificates
+
+if TYPE_CHECKING:
+    from imagetasks_server.tls import Certificates
 
 log = structlog.get_logger()
 
@@ -110,7 +112,9 @@ class Listening:
         log.info(Event.STOPPED)
 
 
-async def listen(settings: Settings, gateway: Gateway, certificates: Certificates | None = None) -> Listening:
+async def listen(
+    settings: Settings, gateway: Gateway, certificates: "Certificates | None" = None
+) -> Listening:
     """Listen as the settings say, not yet SERVING.
 
     Args:
@@ -146,7 +150,7 @@ async def listen(settings: Settings, gateway: Gateway, certificates: Certificate
     return Listening(server, address, said, health_server, health_address)
 
 
-def _add_port(server: grpc.aio.Server, key: str, address: str, certificates: Certificates | None) -> str:
+def _add_port(server: grpc.aio.Server, key: str, address: str, certificates: "Certificates | None") -> str:
     """Returns the address with the port that is used."""
     try:
         if certificates is None:

@@ -10,26 +10,24 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import structlog
 
 from imagetasks_server.account_settings import OrganizationSettings
 from imagetasks_server.accounts import Accounts
 from imagetasks_server.assembly import Gateway, assemble
-from imagetasks_server.aws_models import LIST_ACTIONS
+from imagetasks_server.aws_models import LIST_ACTIONS, preload
 from imagetasks_server.aws_organizations import list_members
 from imagetasks_server.clock import steady_clock
 from imagetasks_server.command import described, parser
 from imagetasks_server.config import ConfigError, Settings, load
-from imagetasks_server.doctor import Report, examine
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
 from imagetasks_server.health import Credentials
 from imagetasks_server.listening import Listening, listen
 from imagetasks_server.members import Member
 from imagetasks_server.observation import measured, traced
-from imagetasks_server.probe import ask
 from imagetasks_server.record import TOGETHER
 from imagetasks_server.reload import Preparation, Reload
 from imagetasks_server.roster import Lister, Roster
@@ -37,8 +35,11 @@ from imagetasks_server.sandbox import sandbox
 from imagetasks_server.stopping import Signals
 from imagetasks_server.targets import Targets
 from imagetasks_server.telemetry import Event, configure_log
-from imagetasks_server.tls import Certificates, Files, load_certificate
 from imagetasks_server.token_command import hash_token
+
+if TYPE_CHECKING:
+    from imagetasks_server.doctor import Report
+    from imagetasks_server.tls import Certificates
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -76,17 +77,25 @@ def _command(arguments: argparse.Namespace) -> int:
     )
     settings = read()
     if arguments.check_config:
-        if files := Files.of(settings):
-            load_certificate(files, steady_clock()())
+        if settings.tls_certificate is not None:
+            from imagetasks_server.tls import Files, load_certificate  # noqa: PLC0415  # as `_certificates`
+
+            if files := Files.of(settings):
+                load_certificate(files, steady_clock()())
         sys.stdout.write(f"The configuration is good.\n{described(settings)}")
         return 0
     if arguments.command == "health":
+        from imagetasks_server.probe import ask  # noqa: PLC0415  # of this command alone
+
         return ask(settings, arguments.service, arguments.timeout)
     sandbox_arguments = ["--speed", str(arguments.sandbox_speed)] if arguments.sandbox else None
     if arguments.command == "doctor":
         return _doctor(settings, arguments, sandbox_arguments)
     json_lines = not sys.stderr.isatty() if settings.log_json is None else settings.log_json
     configure_log(settings.log_level, json_lines=json_lines)
+    # What is imported by now stays: each time that the collector looked through it, it took 30 ms.
+    gc.freeze()
+    preload()
     _run(_serve(settings, read, sandbox_arguments, exit_with_stdin=arguments.exit_with_stdin))
     return 0
 
@@ -95,8 +104,9 @@ def _doctor(
     settings: Settings, arguments: argparse.Namespace, sandbox_arguments: Sequence[str] | None
 ) -> int:
     """Returns the exit status: 0, or 1 if something fails."""
+    from imagetasks_server.doctor import examine  # noqa: PLC0415  # of this command alone
 
-    async def examine_all() -> Report:
+    async def examine_all() -> "Report":
         async with contextlib.AsyncExitStack() as stack:
             if sandbox_arguments is None:
                 return await examine(settings, arguments.account, arguments.region)
@@ -196,7 +206,11 @@ def _permitting(gateway: Gateway) -> Preparation:
     return prepare
 
 
-def _certificates(settings: Settings) -> Certificates | None:
+def _certificates(settings: Settings) -> "Certificates | None":
+    if settings.tls_certificate is None:
+        return None
+    from imagetasks_server.tls import Certificates, Files  # noqa: PLC0415  # 9 MiB, of TLS alone
+
     files = Files.of(settings)
     return None if files is None else Certificates(files, steady_clock())
 

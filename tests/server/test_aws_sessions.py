@@ -14,7 +14,7 @@ import pytest
 from botocore.retries.standard import ExponentialBackoff
 from scripted_aws import ACCOUNT, ScriptedAws, scripted_aws
 
-from imagetasks_server import aws_tls
+from imagetasks_server import aws_http
 from imagetasks_server.account_settings import AccountSettings, OrganizationSettings
 from imagetasks_server.aws_models import DOCTOR_ACTIONS, LIST_ACTIONS, OPERATIONS
 from imagetasks_server.config import Settings
@@ -348,7 +348,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         urls.append(request.url)
         raise RuntimeError("not sent")
 
-    monkeypatch.setattr(aws_tls.SharedTlsSession, "send", send)
+    monkeypatch.setattr(aws_http.HttpSession, "send", send)
     return urls
 
 
@@ -401,11 +401,11 @@ async def test_certificates_are_checked_against_the_bundle_also_through_a_proxy(
     opener: Opener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, proxy: str | None
 ) -> None:
     bundle = tmp_path / "bundle.pem"
-    shutil.copy(aws_tls.get_cert_path(True), bundle)
+    shutil.copy(aws_http.get_cert_path(True), bundle)
     account = await opener(ca_bundle=bundle, proxy=proxy)
     client = await account._session.client("ec2", "eu-central-1")
     connector = client._endpoint.http_session._create_connector(proxy)
-    assert connector._ssl is aws_tls.tls_context(str(bundle))
+    assert connector._ssl is aws_http.tls_context(str(bundle))
     assert connector._ssl.verify_mode.name == "CERT_REQUIRED"
     await connector.close()
     monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
@@ -423,7 +423,7 @@ async def test_clients_share_their_tls_context_and_the_slim_model(opener: Opener
         for account in (first, second)
         for region in ("eu-central-1", "us-east-1")
     ]
-    assert all(type(each._endpoint.http_session) is aws_tls.SharedTlsSession for each in clients)
+    assert all(type(each._endpoint.http_session) is aws_http.AmbientHttpSession for each in clients)
     for each in clients:
         assert set(each.meta.service_model.operation_names) == set(OPERATIONS["ec2"])
     assert len({id(await first._session.client("ec2", "eu-central-1")) for _ in range(2)}) == 1
