@@ -58,7 +58,22 @@ MethodPatterns = Annotated[tuple[MethodPattern, ...], BeforeValidator(_listed), 
 ClaimPatterns = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_some)]
 ClaimName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1)]
-CallerName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}$")]
+# Whom the metrics and the log tell of besides: who showed no credential, the gateway itself, and callers that
+# the configuration has named meanwhile no more.
+OWN_NAMES: Final = frozenset({"anonymous", "gateway", "other"})
+
+
+def _of_nobody_else(name: str) -> str:
+    if name.lower() in OWN_NAMES:
+        raise ValueError(f"{name!r} means something else in metrics and the log; choose another name")
+    return name
+
+
+CallerName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}$"),
+    AfterValidator(_of_nobody_else),
+]
 
 
 class Granted(Table):

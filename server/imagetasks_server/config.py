@@ -228,7 +228,7 @@ class Settings(BaseSettings):
         host, _, port = self.metrics_listen.rpartition(":")
         if not host or not port.isdecimal() or int(port) >= 2**16:
             raise ValueError(f'metrics_listen: {self.metrics_listen!r} is not as "127.0.0.1:9464"')
-        if not self.metrics_insecure and not _is_loopback(self.metrics_listen):
+        if not self.metrics_insecure and not is_local(self.metrics_listen):
             raise ValueError(
                 f"metrics_listen: {self.metrics_listen} can be reached from other machines, in plaintext "
                 "and by anybody; say metrics_insecure = true if that is meant"
@@ -257,10 +257,13 @@ class Settings(BaseSettings):
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach `listen`."""
-        return self.listen.startswith("unix:") or _is_loopback(self.listen)
+        return is_local(self.listen)
 
 
-def _is_loopback(address: str) -> bool:
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach an address to listen on."""
+    if address.startswith("unix:"):
+        return True
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

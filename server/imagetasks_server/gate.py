@@ -22,7 +22,7 @@ from imagetasks_server.auth import (
 from imagetasks_server.clock import Clock
 from imagetasks_server.config import ConfigError, Settings
 from imagetasks_server.errors import Error
-from imagetasks_server.jwks import Jwks
+from imagetasks_server.jwks import Jwks, Published
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 Connection: TypeAlias = Mapping[str, Iterable[bytes]]
@@ -158,6 +158,11 @@ class Gate:
         if policy.is_open:
             access.shown = (tuple(metadata), dict(connection))
         return Stay(self._inside, access, identity, method)
+
+    def take_keys(self, published: Published | None) -> None:
+        """What the issuer's keys are by now, where that was found out: the last good ones from now on."""
+        if self._keys is not None and published is not None:
+            self._keys.take(published)
 
     async def close(self) -> None:
         """End what fetches keys."""

@@ -593,6 +593,7 @@ async def test_reflection_is_served_where_it_is_meant(
     configured = config.Settings(**{"accounts": [{"name": "main"}], "listen": "127.0.0.1:0", **settings})
     gateway = assemble(configured, world.accounts, clock)
     listening = await listen(configured, gateway)
+    await listening.start()
     await listening.drain(gateway, 1.0)
     assert bool(enabled) is reflected
 
