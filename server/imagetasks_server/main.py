@@ -187,7 +187,9 @@ async def _serve(
 
 def _fallen(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
     """What should last has ended: a new process is better than half a gateway."""
-    if not task.cancelled() and (error := task.exception()) is not None:
+    # At the end it is cancelled. Before that, whatever was cancelled below it has come up here by mistake.
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    if not (task.cancelled() and stop.is_set()):
         log.critical(Event.FALLEN, exc_info=error)
         stop.set()
 
