@@ -37,8 +37,7 @@ def events(running: Gateway) -> list[str]:
 def accounts(home: str) -> str:
     """Two accounts, all of whose Regions have a client each; another home makes each of them another."""
     return "".join(
-        f'[[accounts]]\nname = "a{number}"\nrole_arn = "{ROLE.format(number)}"\n'
-        f'home_region = "{home}"\n'
+        f'[[accounts]]\nname = "a{number}"\nrole_arn = "{ROLE.format(number)}"\nhome_region = "{home}"\n'
         for number in ("444455556666", "111122223333")
     )
 
@@ -89,7 +88,9 @@ async def test_who_waits_for_a_client_of_an_account_that_goes_is_told_so_and_not
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), asyncio.CancelledError()])
-async def test_what_should_last_and_ends_takes_the_gateway_along(log: list[Any], error: BaseException) -> None:
+async def test_what_should_last_and_ends_takes_the_gateway_along(
+    log: list[Any], error: BaseException
+) -> None:
     stop = asyncio.Event()
 
     async def falls() -> None:
