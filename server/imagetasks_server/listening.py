@@ -143,6 +143,7 @@ async def listen(settings: Settings, gateway: Gateway, certificates: Certificate
     limits = (
         ("grpc.server.max_pending_requests", waiting),
         ("grpc.server.max_pending_requests_hard_limit", waiting),
+        ("grpc.server_max_unrequested_time_in_server", settings.limits.max_waiting_seconds),
     )
     server = grpc.aio.server(options=(*SERVER_OPTIONS, *limits))
     server.add_generic_rpc_handlers((gateway.boundary.handler(gateway.service),))

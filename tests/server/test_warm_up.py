@@ -1,4 +1,4 @@
-"""The time between listening and serving: what is reloaded or fails meanwhile leaves no gateway that waits."""
+"""The time between listening and serving: what is reloaded or fails meanwhile leaves no gateway waiting."""
 
 import asyncio
 import functools
@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def test_a_reload_while_accounts_warm_up_leaves_a_gateway_that_serves(tmp_path: 
     config = tmp_path / "gateway.toml"
     config.write_text(accounts("us-east-1"))
     with sandbox("--seed", "--no-throttle", "--speed", "0.001") as aws:
-        environment: Mapping[str, str] = aws.environment(plain())
+        environment = aws.environment(plain())
         with gateway("--config", str(config), environment=environment, once="listening") as running:
             for number, home in enumerate(("us-west-2", "eu-west-1", "us-east-1")):
                 config.write_text(accounts(home))
