@@ -47,6 +47,7 @@ async def serve(kind: str, tasks: int) -> None:
         if kind == "gateway":
             await stack.enter_async_context(measured(settings, gateway, list, lambda: None))
             listening = await listen(settings, gateway)
+            await listening.start()
             stack.push_async_callback(listening.drain, gateway, 5.0)
             print(listening.address, flush=True)
         else:

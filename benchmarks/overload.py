@@ -5,10 +5,11 @@
 One gateway process; the load comes from another process, at a fixed rate, that waits for no answer
 (`offering.py`). On two cores the load takes half of what there is. Capacity is what h2load gets with 32 calls
 under way. Then: that rate, five times as much, and half as much at once afterwards, each with
-several values of `limits.max_waiting_calls`. Compare within one run.
+several values of `limits.max_waiting_calls` and `limits.max_waiting_seconds`. Compare within one run.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -33,15 +34,16 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--waiting", type=int, nargs="+", default=[200, 1000, 10_000], help="values to try")
+    parser.add_argument("--seconds", type=int, nargs="+", default=[20, 2], help="values to try with each")
     print(
-        f"{'waiting':>8} {'offered':>16} {'answered':>10} {'p50':>9} {'p99':>9} "
+        f"{'waiting':>8} {'for':>5} {'offered':>16} {'answered':>10} {'p50':>9} {'p99':>9} "
         f"{'refused':>9} {'p99':>9} {'too late':>9} {'memory':>9}"
     )
     arguments = parser.parse_args()
     with canned() as ec2:
         fill(ec2, TASKS, regions=[REGION])
-        for waiting in arguments.waiting:
-            limits = {"max_waiting_calls": waiting}
+        for waiting, seconds in itertools.product(arguments.waiting, arguments.seconds):
+            limits = {"max_waiting_calls": waiting, "max_waiting_seconds": seconds}
             # Who offers has no token.
             settings = {"callers": [], "default_max_age": 1e6, "limits": limits}
             with gateway(ec2, accounts(1, ec2, [REGION]), **settings) as server:
@@ -49,17 +51,22 @@ def main() -> None:
                 calls_per_second(server.address, METHOD, 5000)
                 capacity = calls_per_second(server.address, METHOD, 10_000)
                 for name, factor in STEPS.items():
-                    row(waiting, f"{name:>8} {capacity * factor:>5.0f}/s", server, capacity * factor)
+                    row(
+                        f"{waiting:>8} {seconds:>3} s",
+                        f"{name:>8} {capacity * factor:>5.0f}/s",
+                        server,
+                        capacity * factor,
+                    )
 
 
-def row(waiting: int, name: str, server: Measured, rate: float) -> None:
+def row(limits: str, name: str, server: Measured, rate: float) -> None:
     """Offer, and print what came of it."""
     found = offer(server, rate, SECONDS)
     ended = found["ended"]
     answered = sorted(ended.get("0", ()))
     refused = sorted(ended.get("1", []) + ended.get("8", []))
     print(
-        f"{waiting:>8} {name} {len(answered) / SECONDS:>8.0f}/s {at(answered, 0.5):>6.0f} ms "
+        f"{limits} {name} {len(answered) / SECONDS:>8.0f}/s {at(answered, 0.5):>6.0f} ms "
         f"{at(answered, 0.99):>6.0f} ms {len(refused) / SECONDS:>7.0f}/s {at(refused, 0.99):>6.0f} ms "
         f"{len(ended.get('4', ())):>9} {server.memory():>5.0f} MiB",
         flush=True,

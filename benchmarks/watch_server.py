@@ -56,6 +56,8 @@ async def serve_gateway(stack: AsyncExitStack) -> Served:
     stack.push_async_callback(gateway.close)
     await stack.enter_async_context(measured(settings, gateway, list, lambda: None))
     listening = await listen(settings, gateway)
+    await listening.start()
+    await listening.start()
     stack.push_async_callback(listening.drain, gateway, 5.0)
 
     async def change(percentage: int) -> None:

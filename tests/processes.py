@@ -37,7 +37,10 @@ class Gateway:
 
 @contextlib.contextmanager
 def gateway(
-    *arguments: str, environment: Mapping[str, str] | None = None, within: Sequence[str] = ()
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
+    once: str = "serving",
 ) -> Iterator[Gateway]:
     """Runs `imagetasks-server` on a free port as long as the context lasts.
 
@@ -45,6 +48,7 @@ def gateway(
         arguments: More of its command line, as `--sandbox`.
         environment: Its own; None: this process's.
         within: A command that becomes the one behind it, as `ip netns exec`.
+        once: The event after which it is ready to be asked.
     """
     command = [*within, sys.executable, "-m", "imagetasks_server", "--listen", "127.0.0.1:0", *arguments]
     log: list[str] = []
@@ -57,7 +61,7 @@ def gateway(
             log.append(line.decode(errors="replace"))
             with contextlib.suppress(ValueError):
                 entry = json.loads(line)
-                if entry["event"] == "serving":
+                if entry["event"] == once:
                     addresses.append(entry["address"])
                     known.set()
         known.set()

@@ -1,14 +1,15 @@
 """How accounts and organizations are configured. `config` puts these tables into the settings."""
 
+import os
 import string
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    FilePath,
     StringConstraints,
     field_validator,
     model_validator,
@@ -25,6 +26,20 @@ ExternalId = Annotated[
 ]
 UnitId = Annotated[str, StringConstraints(pattern=r"^(r-[0-9a-z]{4,32}|ou-[0-9a-z]{4,32}-[0-9a-z]{8,32})$")]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$")]
+
+
+def _is_file(path: Path) -> Path:
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise ValueError(f"cannot be looked at: {os.strerror(error.errno or 0)}") from None
+    if not found:
+        raise ValueError("does not point to a file")
+    return path
+
+
+# Pydantic's own lets the system's errors through, which name no key.
+FilePath = Annotated[Path, AfterValidator(_is_file)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Partition = Literal["aws", "aws-us-gov", "aws-cn"]
 

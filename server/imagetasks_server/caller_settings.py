@@ -11,14 +11,13 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    FilePath,
     StringConstraints,
     field_validator,
     model_validator,
 )
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server.account_settings import Seconds, Table
+from imagetasks_server.account_settings import FilePath, Seconds, Table
 from imagetasks_server.limits import Quota
 from imagetasks_server.permission import matches
 
@@ -58,7 +57,22 @@ MethodPatterns = Annotated[tuple[MethodPattern, ...], BeforeValidator(_listed), 
 ClaimPatterns = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_some)]
 ClaimName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1)]
-CallerName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}$")]
+# Whom the metrics and the log tell of besides: who showed no credential, the gateway itself, and callers that
+# the configuration has named meanwhile no more.
+OWN_NAMES: Final = frozenset({"anonymous", "gateway", "other"})
+
+
+def _of_nobody_else(name: str) -> str:
+    if name.lower() in OWN_NAMES:
+        raise ValueError(f"{name!r} means something else in metrics and the log; choose another name")
+    return name
+
+
+CallerName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}$"),
+    AfterValidator(_of_nobody_else),
+]
 
 
 class Granted(Table):
@@ -121,17 +135,18 @@ class CallerSettings(Granted):
     @field_validator("spiffe")
     @classmethod
     def _spiffe_ids(cls, ids: tuple[str, ...]) -> tuple[str, ...]:
-        for each in ids:
+        # What stands there may be a secret that belongs elsewhere: it is told by its place.
+        for number, each in enumerate(ids, 1):
             if not _SPIFFE.fullmatch(each):
-                raise ValueError(f"{each[:64]!r} is not a SPIFFE id, as spiffe://example.org/build/*")
+                raise ValueError(f"number {number} is not a SPIFFE id, as spiffe://example.org/build/*")
         return ids
 
     @field_validator("dns")
     @classmethod
     def _dns_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for each in names:
+        for number, each in enumerate(names, 1):
             if not _DNS.fullmatch(each):
-                raise ValueError(f"{each[:64]!r} is not a DNS name in lower case")
+                raise ValueError(f"number {number} is not a DNS name in lower case")
         return names
 
     @model_validator(mode="after")

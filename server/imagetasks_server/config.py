@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,7 +21,13 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from imagetasks_server.account_settings import AccountSettings, OrganizationSettings, Seconds, Table
+from imagetasks_server.account_settings import (
+    AccountSettings,
+    FilePath,
+    OrganizationSettings,
+    Seconds,
+    Table,
+)
 from imagetasks_server.caller_settings import (
     AnonymousSettings,
     CallerSettings,
@@ -216,7 +222,7 @@ class Settings(BaseSettings):
     def _plaintext_stays_at_home(self) -> "Settings":
         if not self.insecure and not self.is_local and self.tls_certificate is None:
             raise ValueError(
-                f"listen: {self.listen} can be reached from other machines, in plaintext and by anybody; "
+                f"listen: {self.listen!r} can be reached from other machines, in plaintext and by anybody; "
                 "set tls_certificate and tls_key, or say insecure = true (--insecure) if that is meant"
             )
         return self
@@ -228,9 +234,9 @@ class Settings(BaseSettings):
         host, _, port = self.metrics_listen.rpartition(":")
         if not host or not port.isdecimal() or int(port) >= 2**16:
             raise ValueError(f'metrics_listen: {self.metrics_listen!r} is not as "127.0.0.1:9464"')
-        if not self.metrics_insecure and not _is_loopback(self.metrics_listen):
+        if not self.metrics_insecure and not is_local(self.metrics_listen):
             raise ValueError(
-                f"metrics_listen: {self.metrics_listen} can be reached from other machines, in plaintext "
+                f"metrics_listen: {self.metrics_listen!r} can be reached from other machines, in plaintext "
                 "and by anybody; say metrics_insecure = true if that is meant"
             )
         return self
@@ -239,7 +245,7 @@ class Settings(BaseSettings):
     def _somebody_may_ask(self) -> "Settings":
         if self.names_nobody and not self.is_open:
             raise ValueError(
-                f"callers: {self.listen} can be reached from other machines, and nobody may ask anything; "
+                f"callers: {self.listen!r} can be reached from other machines, and nobody may ask anything; "
                 "name callers, or say insecure = true (--insecure) if everybody may"
             )
         return self
@@ -257,10 +263,13 @@ class Settings(BaseSettings):
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach `listen`."""
-        return self.listen.startswith("unix:") or _is_loopback(self.listen)
+        return is_local(self.listen)
 
 
-def _is_loopback(address: str) -> bool:
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach an address to listen on."""
+    if address.startswith("unix:"):
+        return True
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -13,7 +13,7 @@ from imagetasks_server.clock import Clock
 from imagetasks_server.config import ConfigError, Settings
 from imagetasks_server.errors import Error
 from imagetasks_server.identity import ANONYMOUS, Identity, Presented, digest_of, invalid, presented
-from imagetasks_server.jwks import Jwks
+from imagetasks_server.jwks import Jwks, Published
 from imagetasks_server.jwt_tokens import Key, Keys, header_of, verified
 from imagetasks_server.permission import Permission
 
@@ -194,6 +194,11 @@ class Gate:
         if self._policy.is_open:
             access.shown = (tuple(shown[0]), dict(shown[1]))
         return Stay(self._inside, access, identity, method)
+
+    def take_keys(self, published: Published | None) -> None:
+        """What the issuer's keys are by now, where that was found out: the last good ones from now on."""
+        if self._keys is not None and published is not None:
+            self._keys.take(published)
 
     async def close(self) -> None:
         """End what fetches keys."""

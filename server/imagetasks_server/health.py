@@ -7,7 +7,7 @@ answers, and overload by refusing calls: taking a whole fleet out of service wou
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -85,6 +85,7 @@ class Health:
 
     def __init__(self) -> None:
         self._servicer = _Servicer()
+        self._servicer.statuses.update(dict.fromkeys(NAMES, NOT_SERVING))
         self._draining = False
 
     async def add_to(self, server: grpc.aio.Server) -> None:
@@ -94,10 +95,17 @@ class Health:
         self._servicer.statuses[ALIVE] = SERVING
         await self._servicer.set(ALIVE, SERVING)
 
-    async def serve(self, *, well: bool) -> None:
-        """From now on it is SERVING, or not. Nothing changes any more once it drains."""
-        if not self._draining:
-            await self._set(SERVING if well else NOT_SERVING)
+    async def serve(self, *, well: bool) -> bool:
+        """From now on it is SERVING, or not. Nothing changes any more once it drains.
+
+        Returns:
+            Whether it is SERVING since now.
+        """
+        if self._draining:
+            return False
+        begins = well and self._servicer.statuses[NAMES[0]] != SERVING
+        await self._set(SERVING if well else NOT_SERVING)
+        return begins and not self._draining
 
     async def drain(self) -> None:
         """NOT_SERVING for good."""
@@ -147,11 +155,17 @@ class Credentials:
                 log.error(Event.CREDENTIALS_LACKING)
         return self._are_there
 
-    async def look_after(self, health: Health) -> None:
-        """Look again and again, until cancelled. The first look comes after a while."""
+    async def look_after(self, health: Health, serves: Callable[[], None] = lambda: None) -> None:
+        """Look again and again, until cancelled. The first look comes after a while.
+
+        Args:
+            health: Is told.
+            serves: Called each time that it becomes SERVING.
+        """
         while True:
             await asyncio.sleep(self._every if self._are_there else min(self._every, _RETRY_AFTER))
-            await health.serve(well=await self.look())
+            if await health.serve(well=await self.look()):
+                serves()
 
     async def _first_answer(self) -> bool | None:
         """True as soon as an account has credentials; False: none has; None: AWS does not tell of all."""

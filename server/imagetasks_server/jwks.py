@@ -7,8 +7,10 @@ is not known waits for a fetch, if the last one is long enough ago; all who come
 import asyncio
 import contextvars
 import importlib
+import os
 import ssl
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -17,6 +19,7 @@ import structlog
 
 from imagetasks_server.caller_settings import JwtSettings
 from imagetasks_server.clock import Clock
+from imagetasks_server.config import ConfigError
 from imagetasks_server.errors import Unavailable
 from imagetasks_server.identity import invalid
 from imagetasks_server.jwt_tokens import Header, Key, Keys
@@ -29,6 +32,40 @@ MAX_BYTES: Final = 512 * 1024
 FILE_EVERY: Final = 2.0
 
 Fetch: TypeAlias = Callable[[], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What an issuer has published.
+
+    Attributes:
+        keys: Its keys.
+        text: As they were read.
+    """
+
+    keys: Keys
+    text: bytes
+
+
+def load_keys(rules: JwtSettings | None) -> Published | None:
+    """Read and check a `jwks_file`. Blocks.
+
+    Returns:
+        What is in it; None where there is none. A URL is asked only once a call needs it.
+
+    Raises:
+        ConfigError: It cannot be read, or has no key that could be used.
+    """
+    if rules is None or rules.jwks_file is None:
+        return None
+    path = rules.jwks_file
+    try:
+        text = _read(path)
+        return Published(Keys(text), text)
+    except OSError as error:
+        raise ConfigError(f"jwt.jwks_file: {path}: {os.strerror(error.errno or 0)}") from None
+    except ValueError as error:
+        raise ConfigError(f"jwt.jwks_file: {path} {error}") from None
 
 
 class Jwks:
@@ -48,8 +85,7 @@ class Jwks:
         # Now: it takes 50 ms, for which the first call with a token would hold up all others.
         importlib.import_module("joserfc.jwt")
         self._fetch = _of(rules)
-        self._keys: Keys | None = None
-        self._text = b""
+        self._published: Published | None = None
         self._good_until = 0.0
         self._next_try = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -57,7 +93,8 @@ class Jwks:
     @property
     def fresh(self) -> Keys | None:
         """All keys, unless they are due to be fetched again."""
-        return self._keys if self._clock() < self._good_until else None
+        published = self._published
+        return None if published is None or self._clock() >= self._good_until else published.keys
 
     async def key(self, header: Header) -> Key:
         """The key that a token says it was signed with.
@@ -66,14 +103,14 @@ class Jwks:
             Unauthenticated: The issuer has no such key.
             Unavailable: No keys could be fetched so far.
         """
-        key = self._keys.find(header) if self._keys is not None else None
+        key = self._find(header)
         if key is None or self._clock() >= self._good_until:
             self._start()
         if key is None and self._task is not None:
             # It belongs to none of those who wait for it.
             await asyncio.wait([self._task])
-            key = self._keys.find(header) if self._keys is not None else None
-        if self._keys is None:
+            key = self._find(header)
+        if self._published is None:
             raise Unavailable(
                 "KEYS_UNAVAILABLE",
                 "the keys that the token must be checked with cannot be had now",
@@ -83,11 +120,22 @@ class Jwks:
             raise invalid()
         return key
 
+    def take(self, published: Published) -> None:
+        """From now on these are the last good keys."""
+        if self._published is None or published.text != self._published.text:
+            # Else the keys stay the very same: signatures that were checked with them need not be again.
+            self._published = published
+            log.info(Event.KEYS_FETCHED)
+        self._good_until = self._clock() + self._every
+
     async def close(self) -> None:
         """End what runs."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+    def _find(self, header: Header) -> Key | None:
+        return None if self._published is None else self._published.keys.find(header)
 
     def _start(self) -> None:
         if self._task is None and self._clock() >= self._next_try:
@@ -105,14 +153,12 @@ class Jwks:
         try:
             async with asyncio.timeout(self._timeout):
                 text = await self._fetch()
-            if self._keys is None or text != self._text:
-                # Else the keys stay the very same: signatures that were checked with them need not be again.
-                self._keys, self._text = Keys(text), text
+            known = self._published
+            published = known if known is not None and known.text == text else Published(Keys(text), text)
         except (OSError, ValueError, aiohttp.ClientError, TimeoutError) as error:
             log.warning(Event.KEYS_FAILED, text=str(error) or type(error).__name__)
             return
-        self._good_until = self._clock() + self._every
-        log.debug(Event.KEYS_FETCHED)
+        self.take(published)
 
 
 def _of(rules: JwtSettings) -> Fetch:

@@ -22,6 +22,10 @@ class LimitSettings(Table):
     """Calls that have arrived and wait until the processor gets to them. Above, gRPC itself refuses: with
     CANCELLED, at almost no cost. More: as many watchers can come back in the same moment; less: under
     overload who is let in is answered sooner, for 3,000 or so are answered a second."""
+    max_waiting_seconds: Annotated[int, Field(ge=1, le=3600)] = 20
+    """Seconds that such a call waits; then it is refused in the same way. More: more watchers can come back
+    in the same moment, for some 1,500 a second are taken; less: under overload who is let in is answered
+    sooner, for nobody is let in who waited longer."""
     default_calls_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """New calls per second of one caller who has no quota of its own, in the long run. Absent: no limit.
     More: one caller can take more of the processor."""

@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from imagetasks_server.assembly import Gateway
 from imagetasks_server.boundary import SERVICE
-from imagetasks_server.config import ConfigError, Settings
+from imagetasks_server.config import ConfigError, Settings, is_local
 from imagetasks_server.health import Health
 from imagetasks_server.record import Records
 from imagetasks_server.telemetry import Event
@@ -80,9 +80,10 @@ async def _taken(records: Records, seconds: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """The servers.
+    """The servers, each with its port taken.
 
     Attributes:
+        settings: As given.
         server: The gateway's.
         address: Where it listens, with the port that was chosen for port 0.
         health: What its health service says.
@@ -90,11 +91,28 @@ class Listening:
         health_address: Where that listens.
     """
 
+    settings: Settings
     server: grpc.aio.Server
     address: str
     health: Health
     health_server: grpc.aio.Server | None = None
     health_address: str = ""
+
+    async def start(self) -> None:
+        """Answer calls, not yet SERVING."""
+        await self.server.start()
+        addresses = {"address": self.address}
+        if self.health_server is not None:
+            await self.health_server.start()
+            addresses["health"] = self.health_address
+        log.info(Event.LISTENING, **addresses)
+        if self.settings.tls_certificate is None and not self.settings.is_local:
+            shows = "every call, its credential and its answer"
+            log.warning(Event.EXPOSED, key="listen", address=self.address, shows=shows)
+        if self.health_address and not is_local(self.health_address):
+            # Whoever asks there, as the kubelet does, can often do no TLS: nothing is wrong with it.
+            shows = "whether the gateway serves"
+            log.info(Event.EXPOSED, key="health_listen", address=self.health_address, shows=shows)
 
     async def drain(self, gateway: Gateway, seconds: float) -> None:
         """Take no more calls, give those under way this time, and wait until all have ended."""
@@ -115,7 +133,7 @@ class Listening:
 async def listen(
     settings: Settings, gateway: Gateway, certificates: "Certificates | None" = None
 ) -> Listening:
-    """Listen as the settings say, not yet SERVING.
+    """Take the ports that the settings name. Nothing answers there before `Listening.start`.
 
     Args:
         settings: Where, and whether reflection is served.
@@ -130,6 +148,7 @@ async def listen(
     limits = (
         ("grpc.server.max_pending_requests", waiting),
         ("grpc.server.max_pending_requests_hard_limit", waiting),
+        ("grpc.server_max_unrequested_time_in_server", settings.limits.max_waiting_seconds),
     )
     server = grpc.aio.server(options=(*SERVER_OPTIONS, *limits))
     server.add_generic_rpc_handlers((gateway.boundary.handler(gateway.service),))
@@ -144,10 +163,7 @@ async def listen(
         await said.add_to(health_server)
         health_address = _add_port(health_server, "health_listen", settings.health_listen, None)
     address = _add_port(server, "listen", settings.listen, certificates)
-    await server.start()
-    if health_server is not None:
-        await health_server.start()
-    return Listening(server, address, said, health_server, health_address)
+    return Listening(settings, server, address, said, health_server, health_address)
 
 
 def _add_port(server: grpc.aio.Server, key: str, address: str, certificates: "Certificates | None") -> str:

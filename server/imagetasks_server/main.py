@@ -25,6 +25,7 @@ from imagetasks_server.config import ConfigError, Settings, load
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
 from imagetasks_server.health import Credentials
+from imagetasks_server.jwks import load_keys
 from imagetasks_server.listening import Listening, listen
 from imagetasks_server.members import Member
 from imagetasks_server.observation import measured, traced
@@ -82,6 +83,7 @@ def _command(arguments: argparse.Namespace) -> int:
 
             if files := Files.of(settings):
                 load_certificate(files, steady_clock()())
+        load_keys(settings.jwt)
         sys.stdout.write(f"The configuration is good.\n{described(settings)}")
         return 0
     if arguments.command == "health":
@@ -140,7 +142,7 @@ async def _serve(
         signals.stop_with_stdin()
     log.info(Event.STARTING, version=importlib.metadata.version("imagetasks"))
     # Before anything listens: what is wrong with them is said at once.
-    certificates = _certificates(settings)
+    certificates, keys = _certificates(settings), load_keys(settings.jwt)
     async with contextlib.AsyncExitStack() as stack:
         use: Adapt = _as_it_is
         if sandbox_arguments is not None:
@@ -154,10 +156,13 @@ async def _serve(
         tracer = await stack.enter_async_context(traced(settings))
         gateway = assemble(settings, accounts, steady_clock(), tracer, together=TOGETHER)
         stack.push_async_callback(gateway.close)
+        gateway.gate.take_keys(keys)
         changed = functools.partial(accounts.replace, gateway.targets)
         roster = Roster(settings.accounts, await _organizations(aws, settings), changed)
         with _said_by_key():
             await roster.begin()
+        # All ports are taken before one answers, or is told of.
+        listening = await listen(settings, gateway, certificates)
         await stack.enter_async_context(
             measured(
                 settings,
@@ -166,7 +171,7 @@ async def _serve(
                 lambda: certificates.expires_at if certificates else None,
             )
         )
-        listening = await listen(settings, gateway, certificates)
+        await listening.start()
         stack.push_async_callback(listening.drain, gateway, settings.drain_seconds)
         await stack.enter_async_context(roster.refreshing())
         credentials = Credentials(accounts, roster, every=settings.check_credentials_every)
@@ -174,8 +179,11 @@ async def _serve(
             certificates.tell()
 
         async def warm_and_look_after() -> None:
-            await _warm(roster, gateway.targets, accounts, credentials, listening)
-            await credentials.look_after(listening.health)
+            serves = functools.partial(_tell_serving, listening, accounts, gateway.targets)
+            well = await _warm(roster, gateway.targets, accounts) or await credentials.look()
+            if await listening.health.serve(well=well):
+                serves()
+            await credentials.look_after(listening.health, serves)
 
         reload = Reload(
             settings,
@@ -193,7 +201,9 @@ async def _serve(
 
 def _fallen(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
     """What should last has ended: a new process is better than half a gateway."""
-    if not task.cancelled() and (error := task.exception()) is not None:
+    # At the end it is cancelled. Before that, whatever was cancelled below it has come up here by mistake.
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    if not (task.cancelled() and stop.is_set()):
         log.critical(Event.FALLEN, exc_info=error)
         stop.set()
 
@@ -201,7 +211,13 @@ def _fallen(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
 def _permitting(gateway: Gateway) -> Preparation:
     def prepare(settings: Settings) -> Callable[[], None]:
         gateway.gate.check(settings)
-        return functools.partial(gateway.permit, settings)
+        keys = load_keys(settings.jwt)
+
+        def use() -> None:
+            gateway.permit(settings)
+            gateway.gate.take_keys(keys)
+
+        return use
 
     return prepare
 
@@ -270,12 +286,11 @@ def _said_by_key() -> Iterator[None]:
         raise ConfigError(f"accounts.{error.account}: {error.message}") from error
 
 
-async def _warm(
-    roster: Roster, targets: Targets, accounts: Accounts, credentials: Credentials, listening: Listening
-) -> None:
+async def _warm(roster: Roster, targets: Targets, accounts: Accounts) -> bool:
     """Find out the targets and build their clients, so that the first call finds everything ready.
 
-    Then say so.
+    Returns:
+        Whether there are any.
     """
     await roster.tried()
     await targets.discover()
@@ -293,8 +308,11 @@ async def _warm(
     # look held the loop for 50 ms.
     gc.collect()
     gc.freeze()
-    await listening.health.serve(well=bool(known) or await credentials.look())
-    log.info(Event.SERVING, address=listening.address, accounts=len(accounts), targets=len(known))
+    return bool(known)
+
+
+def _tell_serving(listening: Listening, accounts: Accounts, targets: Targets) -> None:
+    log.info(Event.SERVING, address=listening.address, accounts=len(accounts), targets=len(targets.known()))
 
 
 def _sandbox_ended(stop: asyncio.Event) -> None:

@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from imagetasks_server.assembly import Gateway
-from imagetasks_server.config import ConfigError, Settings
+from imagetasks_server.config import ConfigError, Settings, is_local
 from imagetasks_server.gauges import Gauges
 from imagetasks_server.roster import OrganizationState
 from imagetasks_server.telemetry import Event
@@ -102,6 +102,9 @@ async def measured(
             ) from None
         address = f"{host}:{runner.addresses[0][1]}"
         log.info(Event.METRICS, address=address)
+        if not is_local(address):
+            shows = "names of accounts, organizations and callers, and all numbers"
+            log.warning(Event.EXPOSED, key="metrics_listen", address=address, shows=shows)
         yield address
     finally:
         await runner.cleanup()

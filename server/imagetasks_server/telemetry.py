@@ -18,6 +18,8 @@ class Event(enum.StrEnum):
     """What the log tells: a constant phrase each; what varies stands in fields."""
 
     STARTING = "starting"
+    LISTENING = "listening"
+    EXPOSED = "others can reach this port, in plaintext"
     METRICS = "metrics are served"
     SERVING = "serving"
     DRAINING = "draining"

@@ -71,10 +71,10 @@ def limited(ec2: Canned, **limits: float) -> Iterator[tuple[Gateway, str]]:
         yield running, f"127.0.0.1:{port}"
 
 
-def flood(address: str) -> Callable[[], dict[str, int]]:
-    """Begins it; returns what waits until it is over, and tells how many calls ended how."""
+def flood(address: str, offered: int) -> Callable[[], dict[str, int]]:
+    """Begins it, so many calls a second; returns what waits until it is over, and tells how they ended."""
     offering = ROOT / "benchmarks/offering.py"
-    command = [sys.executable, offering, address, PATH, OFFERED, FLOOD_SECONDS, CONNECTIONS]
+    command = [sys.executable, offering, address, PATH, offered, FLOOD_SECONDS, CONNECTIONS]
     process = subprocess.Popen(
         [*map(str, command)],
         stdout=subprocess.PIPE,
@@ -125,13 +125,15 @@ def healths_until(over: Callable[[], bool], address: str) -> Counter[int]:
     return told
 
 
-def flooded(running: Gateway, health: str) -> tuple[dict[str, int], Counter[str]]:
+def flooded(
+    running: Gateway, health: str, offered: int = OFFERED, most: float = MEMORY
+) -> tuple[dict[str, int], Counter[str]]:
     """How the flood's calls ended, and those of a client beside it. All else is the same in each flood."""
     with imagetasks.connect_blocking(running.address) as client:
         assert len(list(client.describe())) == TASKS
     before = memory(running)
     with ThreadPoolExecutor(3) as threads:
-        ended = threads.submit(flood(running.address))
+        ended = threads.submit(flood(running.address, offered))
         beside = threads.submit(describe_until, ended.done, running.address)
         healths = threads.submit(healths_until, ended.done, health)
         told, told_beside = ended.result(), beside.result()
@@ -141,7 +143,7 @@ def flooded(running: Gateway, health: str) -> tuple[dict[str, int], Counter[str]
         f"\n{told}; beside it {dict(told_beside)}, "
         f"healthy {healths.result().total()} times; {grown:+.0f} MiB\n"
     )
-    assert grown < MEMORY
+    assert grown < most
     assert running.process.poll() is None
     return told, told_beside
 
@@ -178,6 +180,19 @@ def test_what_grpc_refuses_is_refused_at_once_and_the_rest_is_answered(ec2: Cann
         assert told[OK] > 0
         assert told[CANCELLED] > told[OK]
         # Asked again by itself, it is answered at least now and then.
+        assert set(beside) <= {f"{TASKS} tasks", "CANCELLED"}
+        answers_everything(running.address, 100)
+
+
+@pytest.mark.timeout(120)
+def test_who_has_waited_too_long_is_refused_however_many_may_wait(ec2: Canned) -> None:
+    # More than come in a second and a half: none is refused for their number. Each that waits holds 20 KiB.
+    offered, places = 8_000, 12_000
+    with limited(ec2, max_waiting_calls=places, max_waiting_seconds=1) as (running, health):
+        told, beside = flooded(running, health, offered, most=2 * MEMORY)
+        assert set(told) <= {OK, CANCELLED}
+        assert told[OK] > 0
+        assert told[CANCELLED] > 0
         assert set(beside) <= {f"{TASKS} tasks", "CANCELLED"}
         answers_everything(running.address, 100)
 

@@ -254,6 +254,7 @@ async def serving(
         registry, boundary = gateway.registry, gateway.boundary
         stack.push_async_callback(gateway.close)
         listening = await listen(configured, gateway, certificates)
+        await listening.start()
         stack.push_async_callback(listening.drain, gateway, 5.0)
         await listening.health.serve(well=True)
         options = [("grpc.use_local_subchannel_pool", 1), *channel_options]

@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagetasks_server import main
+from imagetasks_server.auth import ANONYMOUS, Policy
+from imagetasks_server.caller_settings import OWN_NAMES, AnonymousSettings
 from imagetasks_server.config import ConfigError, load
+from imagetasks_server.metrics import Metrics
+from imagetasks_server.tally import GATEWAY, Tally
 
 ONE = f'[[callers]]\nname = "a"\naccounts = "*"\ntoken_sha256 = "{sha256(TOKEN)}"\n'
 TWO = ONE.replace('"a"', '"b"')
@@ -25,6 +29,9 @@ def caller(*lines: str) -> str:
 
 FILES = {
     "no name": (ONE.replace('name = "a"\n', ""), "callers.0.name: "),
+    "the name of those without a credential": (ONE.replace('"a"', '"anonymous"'), "callers.0.name: "),
+    "the gateway's own name": (ONE.replace('"a"', '"Gateway"'), "callers.0.name: "),
+    "the name of all others": (ONE.replace('"a"', '"other"'), "callers.0.name: "),
     "no accounts": (ONE.replace('accounts = "*"\n', ""), "callers.0.accounts: "),
     "an empty list of accounts": (ONE.replace('"*"', "[]"), "callers.0.accounts: "),
     "no credential": (caller(), "callers.0: none of token_sha256"),
@@ -86,6 +93,13 @@ def test_what_is_permitted_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "whoever" not in said
     assert main.main(["--check-config"]) == 0
     assert "whoever reaches it may ask everything" in capsys.readouterr().out
+
+
+def test_no_caller_may_have_a_name_that_metrics_use_for_somebody_else() -> None:
+    used = {Tally().payer, GATEWAY.payer, Metrics({"a"}).label_of("b")}
+    anonymous = AnonymousSettings(accounts=("*",))
+    used.add(Policy((), anonymous, None).permission(ANONYMOUS, "ListTargets").caller)
+    assert used == OWN_NAMES
 
 
 @given(st.text(max_size=200))

@@ -115,9 +115,13 @@ class TestCredentials:
         run(scenario)
 
     def test_the_health_follows_them_and_the_change_is_logged_once(self, log: list[Any]) -> None:
-        async def scenario(_: VirtualClock) -> None:
+        begun: list[int] = []
+
+        async def scenario(clock: VirtualClock) -> None:
             health, account = Health(), Account()
-            looking = asyncio.create_task(credentials(account).look_after(health))
+            began = clock()
+            looked = credentials(account).look_after(health, lambda: begun.append(round(clock() - began)))
+            looking = asyncio.create_task(looked)
             told = []
             for error in (None, NONE, NONE, None):
                 account.error = error
@@ -127,6 +131,8 @@ class TestCredentials:
             assert told == [SERVING, NOT_SERVING, NOT_SERVING, SERVING]
 
         run(scenario)
+        # It is said each time that it begins, and not while it goes on.
+        assert begun == [30, 95]
         assert [entry["event"] for entry in log] == [
             "no account has credentials",
             "an account has credentials again",

@@ -442,6 +442,25 @@ async def test_max_waiting_calls_is_how_many_may_arrive_in_the_same_moment(serve
     assert await refused(max_waiting_calls=2) > 0
 
 
+@proves("limits.max_waiting_seconds")
+async def test_max_waiting_seconds_is_what_grpc_is_told(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it does then, `tests/ci/test_overload.py` shows: it takes a flood."""
+    told: list[dict[str, object]] = []
+    make = grpc.aio.server
+
+    def server(**arguments: Any) -> Any:
+        told.append(dict(arguments["options"]))
+        return make(**arguments)
+
+    monkeypatch.setattr(grpc.aio, "server", server)
+    for limits, expected in (({}, 20), ({"max_waiting_seconds": 3}, 3)):
+        await serve(limits=limits)
+        assert told.pop()["grpc.server_max_unrequested_time_in_server"] == expected
+    assert told == []
+
+
 @proves("limits.max_stream_age")
 def test_max_stream_age_is_how_long_a_watch_lasts() -> None:
     async def age(stage: Stage) -> float:
@@ -498,7 +517,7 @@ def test_tls_is_what_others_may_reach_and_needs_all_its_files(tmp_path: Path) ->
         tls_key=pem,
         anonymous=anybody,  # type: ignore[arg-type]
     ).insecure
-    with pytest.raises(ValueError, match=r"^1 validation .*\n.*callers: 0\.0\.0\.0:0 can be reached"):
+    with pytest.raises(ValueError, match=r"^1 validation .*\n.*callers: '0\.0\.0\.0:0' can be reached"):
         config.Settings(listen="0.0.0.0:0", tls_certificate=pem, tls_key=pem)
     for missing in ({"tls_certificate": pem}, {"tls_key": pem}, {"tls_client_ca": pem}):
         with pytest.raises(ValueError, match=next(iter(missing))):
@@ -592,6 +611,7 @@ async def test_reflection_is_served_where_it_is_meant(
     configured = config.Settings(**{"accounts": [{"name": "main"}], "listen": "127.0.0.1:0", **settings})
     gateway = assemble(configured, world.accounts, clock)
     listening = await listen(configured, gateway)
+    await listening.start()
     await listening.drain(gateway, 1.0)
     assert bool(enabled) is reflected
 

@@ -20,7 +20,7 @@ from callers_stage import (
     sha256,
 )
 from cryptography import x509
-from fake_ec2 import FakeWorld
+from fake_ec2 import FakeWorld, Hold
 from gateway_stage import PATIENCE, Gateway, Serve, eventually, failure
 from virtual import EPOCH, VirtualClock
 from watch_stage import Event, Stage, kinds, staged
@@ -322,6 +322,48 @@ async def test_a_describe_that_was_under_way_shows_what_may_be_seen_at_its_end(
     hold.release()
     (answer,) = await running
     assert [(o.target.account, o.target.region) for o in answer.target_outcomes] == [("main", "eu-central-1")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"accounts": "*", "regions": "*"}, {"accounts": "*", "regions": "eu-*"}),
+        ({"accounts": "*", "regions": "*"}, {"accounts": "main", "regions": "*"}),
+        ({"accounts": "main", "regions": "eu-*"}, {"accounts": "*", "regions": "*"}),
+    ],
+    ids=["fewer Regions", "fewer accounts", "more"],
+)
+async def test_targets_that_are_being_found_out_are_listed_by_what_may_be_seen_at_the_end(
+    serve: Serve, world: FakeWorld, before: dict[str, str], after: dict[str, str]
+) -> None:
+    """What may be seen changes while an account does not answer who it is."""
+    gateway = await serve(callers=[entry("one", token_sha256=sha256(TOKEN), **before)])
+    hold = world.accounts["main"].hold = Hold()
+    running = asyncio.create_task(to_its_end(gateway.stub, "ListTargets", METADATA))
+    await hold.reached()
+    gateway.gateway.gate.replace(Settings(callers=[entry("one", token_sha256=sha256(TOKEN), **after)]))
+    assert not running.done()
+    hold.release()
+    (answer,) = await running
+    (expected,) = await to_its_end(gateway.stub, "ListTargets", METADATA)
+    shown = [(each.target.account, each.target.region) for each in answer.targets]
+    assert shown == [(each.target.account, each.target.region) for each in expected.targets]
+    assert shown == {
+        "eu-*": [("main", "eu-central-1"), ("other", "eu-central-1")],
+        "*": [("main", "eu-central-1"), ("main", "us-east-1")],
+    }[after["regions"]] + ([("other", "eu-central-1")] if after == {"accounts": "*", "regions": "*"} else [])
+
+
+async def test_who_may_list_nothing_any_more_is_told_so_while_targets_are_being_found_out(
+    serve: Serve, world: FakeWorld
+) -> None:
+    gateway = await serve(**both())
+    hold = world.accounts["main"].hold = Hold()
+    running = asyncio.create_task(to_its_end(gateway.stub, "ListTargets", METADATA))
+    await hold.reached()
+    gateway.gateway.gate.replace(Settings(callers=both()["callers"][1:]))
+    assert (await failure(running)).code is grpc.StatusCode.UNAUTHENTICATED
+    hold.release()
 
 
 async def test_a_gateway_that_asked_nobody_asks_when_callers_are_configured(serve: Serve) -> None:

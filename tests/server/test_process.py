@@ -212,17 +212,20 @@ class TestCredentials:
                 "by-profile",
             }
 
-    def test_without_any_credentials_it_serves_and_says_so(self) -> None:
+    def test_without_any_credentials_it_answers_and_says_so(self) -> None:
         environment = plain(
             AWS_CONFIG_FILE=os.devnull,
             AWS_SHARED_CREDENTIALS_FILE=os.devnull,
             AWS_EC2_METADATA_DISABLED="true",
         )
-        with gateway(environment=environment) as running:
+        with gateway(environment=environment, once="listening") as running:
             with pytest.raises(grpc.RpcError) as caught:
                 describe(running)
             error: Any = caught.value
             assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+            # Health says NOT_SERVING as long as that is so, and the log nothing else.
+            assert becomes(lambda: "no account has credentials" in events(running))
+        assert "serving" not in events(running)
 
     def test_the_sandbox_never_uses_what_the_environment_has(self, tmp_path: Path) -> None:
         betrayed = tmp_path / "betrayed"

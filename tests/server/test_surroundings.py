@@ -1,6 +1,7 @@
 """What else is served: targets, health, reflection, methods to come; and what a fault inside looks like."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import subprocess
@@ -175,6 +176,27 @@ async def test_reflection_can_be_switched_off(serve: Serve) -> None:
     gateway = await serve(reflection=False)
     refused = await failure(reflected(gateway))
     assert refused.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize(
+    ("settings", "answers"),
+    [
+        ({}, True),
+        ({"listen": "0.0.0.0:0", "insecure": True}, False),
+        ({"listen": "0.0.0.0:0", "insecure": True, "reflection": True}, True),
+    ],
+)
+async def test_reflection_answers_only_this_machine_unless_told(
+    serve: Serve, settings: dict[str, Any], answers: bool
+) -> None:
+    gateway = await serve(**settings)
+    target = gateway.address.replace("0.0.0.0", "127.0.0.1")
+    async with grpc.aio.insecure_channel(target) as channel:
+        reached = dataclasses.replace(gateway, channel=channel)
+        if answers:
+            assert SERVICE.full_name in await reflected(reached)
+        else:
+            assert (await failure(reflected(reached))).code is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_unix_socket_can_be_listened_on(
