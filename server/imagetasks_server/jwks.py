@@ -134,7 +134,7 @@ class Jwks:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    def _find(self, header: Header) -> Key | None:
+    def _find(self, header: Header) -> "Key | None":
         return None if self._published is None else self._published.keys.find(header)
 
     def _start(self) -> None:
