@@ -28,8 +28,10 @@ BESIDE = "a bare grpc.aio fan-out, as many bytes"
 class Served:
     """A server with its subscribers."""
 
-    def __init__(self, kind: str, count: int, stack: ExitStack) -> None:
-        self.server = self._start("watch_server.py", kind, stack=stack, errors=subprocess.DEVNULL)
+    def __init__(self, kind: str, count: int, stack: ExitStack, heartbeat: float = 0.0) -> None:
+        self.server = self._start(
+            "watch_server.py", kind, str(heartbeat), stack=stack, errors=subprocess.DEVNULL
+        )
         self.address = self._line(self.server)
         self.measured = Measured(self.server.pid, self.address)
         before = self.measured.memory()

@@ -36,7 +36,7 @@ Event = pb.WatchStoreImageTasksResponse
 Served = tuple[str, Callable[[int], Awaitable[None]], Callable[[], int]]
 
 
-async def serve_gateway(stack: AsyncExitStack) -> Served:
+async def serve_gateway(stack: AsyncExitStack, heartbeat: float) -> Served:
     clock = steady_clock()
     world = FakeWorld(clock)
     ec2 = world.ec2()
@@ -44,6 +44,7 @@ async def serve_gateway(stack: AsyncExitStack) -> Served:
     fields = {
         **EVERYTHING_ON,
         "accounts": [{"name": "main"}],
+        "heartbeat_interval": heartbeat,
         # It reads when it is told to.
         "poll_interval": 1000,
         "idle_poll_interval": 1000,
@@ -70,19 +71,27 @@ async def serve_gateway(stack: AsyncExitStack) -> Served:
     return listening.address, change, lambda: gateway.boundary.in_flight
 
 
-async def serve_bare(stack: AsyncExitStack) -> Served:
+async def serve_bare(stack: AsyncExitStack, heartbeat: float) -> Served:
     waiting: set[asyncio.Event] = set()
     message = b""
+    beat = Event(heartbeat=Event.Heartbeat(), resume_token="x" * TOKEN_BYTES).SerializeToString()
+    loop = asyncio.get_running_loop()
 
     async def stream(request: bytes, context: Any) -> AsyncGenerator[bytes]:
         del request, context
         wake = asyncio.Event()
         waiting.add(wake)
+        told = message
         yield Event(snapshot_complete=Event.SnapshotComplete()).SerializeToString()
         while True:
+            # One timer, and the least that a stream can do for a heartbeat.
+            timer = loop.call_later(heartbeat, wake.set) if heartbeat else None
             await wake.wait()
             wake.clear()
-            yield message
+            if timer is not None:
+                timer.cancel()
+            is_news, told = message is not told, message
+            yield message if is_news else beat
 
     pending = [(f"grpc.server.max_pending_requests{each}", 100_000) for each in ("", "_hard_limit")]
     server = grpc.aio.server(options=[*SERVER_OPTIONS, *pending])
@@ -108,9 +117,9 @@ async def serve_bare(stack: AsyncExitStack) -> Served:
     return f"127.0.0.1:{port}", change, lambda: len(waiting)
 
 
-async def serve(kind: str) -> None:
+async def serve(kind: str, heartbeat: float) -> None:
     async with AsyncExitStack() as stack:
-        address, change, opened = await (serve_bare if kind == "bare" else serve_gateway)(stack)
+        address, change, opened = await (serve_bare if kind == "bare" else serve_gateway)(stack, heartbeat)
         print(address, flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             match line.split():
@@ -121,4 +130,4 @@ async def serve(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1]))
+    uvloop.run(serve(sys.argv[1], float(sys.argv[2])))
