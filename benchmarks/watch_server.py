@@ -1,8 +1,10 @@
 """A server process that tells changes: the gateway with everything on, or a bare fan-out of as many bytes.
 
-`python watch_server.py gateway|bare` prints its address. It understands lines: "change 3" changes something
-for the third time, "open" prints how many streams are open. It ends with its standard input. A change carries
-in its failure reason the monotonic nanoseconds at which it became known.
+`python watch_server.py gateway|bare SECONDS` prints its address. Who hears nothing for so long gets a
+heartbeat, from the bare one as long as the gateway's; 0: the bare one sends none. It understands lines:
+"change 3" changes something for the third time, "open" prints how many streams are open. It ends with its
+standard input. A change carries in its failure reason the monotonic nanoseconds at which it became known: in
+both before anything is made of it.
 """
 
 import asyncio
@@ -21,6 +23,7 @@ from fake_ec2 import FakeWorld
 from measured import EVERYTHING_ON
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server import collector
 from imagetasks_server.assembly import assemble
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.clock import steady_clock
@@ -84,7 +87,7 @@ async def serve_bare(stack: AsyncExitStack, heartbeat: float) -> Served:
         told = message
         yield Event(snapshot_complete=Event.SnapshotComplete()).SerializeToString()
         while True:
-            # One timer, and the least that a stream can do for a heartbeat.
+            # A timer each: the least that a stream can do for a heartbeat by itself.
             timer = loop.call_later(heartbeat, wake.set) if heartbeat else None
             await wake.wait()
             wake.clear()
@@ -120,6 +123,9 @@ async def serve_bare(stack: AsyncExitStack, heartbeat: float) -> Served:
 async def serve(kind: str, heartbeat: float) -> None:
     async with AsyncExitStack() as stack:
         address, change, opened = await (serve_bare if kind == "bare" else serve_gateway)(stack, heartbeat)
+        if kind != "bare":
+            # As a gateway does before it serves.
+            collector.settle()
         print(address, flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             match line.split():

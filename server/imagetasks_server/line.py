@@ -67,11 +67,10 @@ class Line:
             return _NOTHING
         shared = self._shared.at(subscription.newest)
         question = (self._fingerprint, self._digest, place)
-        news = shared.get(question)
-        if news is None:
-            news = shared[question] = self._gathered()
-        else:
+        if (news := shared.get(question)) is not None:
             subscription.skip()
+            return news
+        news = shared[question] = self._gathered()
         return news
 
     def _gathered(self) -> News:

@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import contextlib
 import functools
-import gc
 import importlib.metadata
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import TypeAlias, TypeVar
 
 import structlog
 
+from imagetasks_server import collector
 from imagetasks_server.account_settings import OrganizationSettings
 from imagetasks_server.accounts import Accounts
 from imagetasks_server.assembly import Gateway, assemble
@@ -271,10 +271,7 @@ async def _warm(
             log.warning(
                 Event.ACCOUNT_FAILED, account=target.account, region=target.region, text=error.message
             )
-    # What is there by now stays as long as the process: the collector need not look at it again. Each full
-    # look held the loop for 50 ms.
-    gc.collect()
-    gc.freeze()
+    collector.settle()
     await listening.health.serve(well=bool(known) or await credentials.look())
     log.info(Event.SERVING, address=listening.address, accounts=len(accounts), targets=len(known))
 

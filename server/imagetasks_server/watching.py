@@ -157,21 +157,22 @@ class Watching:
                 access.check()
                 yield message
             heard_at = now = self._clock()
-            while (goodbye := self._goodbye(access, ends_at, now)) is None:
+            ends_at = min(ends_at, access.expires)
+            while now < ends_at and not self._followers.draining:
                 access.check()
-                messages: list[Response] = []
+                messages: Sequence[Response] = ()
                 ended: Error | None = None
                 quiet_for = self._patience
-                if access.permission is not meaning.permission or now >= meaning.at + self._patience:
+                if access.permission is not meaning.permission or now >= meaning.at + quiet_for:
                     before, (meaning, ended) = meaning, await self._again(asked, access.permission, now)
                     # Before anything else is told: what has ended is told no more of.
-                    messages += self._retargeted(line, before, meaning, tally)
+                    messages = self._retargeted(line, before, meaning, tally)
                     # From here on one wake-up does for both.
                     quiet_for /= 2
                 group, news = line.news()
-                messages += news
+                messages = (*messages, *news) if messages else news
                 if not messages and now >= heard_at + quiet_for:
-                    messages.append(line.heartbeat())
+                    messages = (line.heartbeat(),)
                 for message in messages:
                     yield message
                     access.check()
@@ -181,21 +182,18 @@ class Watching:
                     self._told(group, tally, now)
                 if ended is not None:
                     raise ended
-                due = min(heard_at + self._heartbeat, meaning.at + self._heartbeat, access.expires, ends_at)
                 # What has moved meanwhile ends it at once.
-                await subscription.moved(due - now)
+                await subscription.moved(min(min(heard_at, meaning.at) + self._heartbeat, ends_at) - now)
                 now = self._clock()
-            yield line.closing(goodbye)
+            yield line.closing(self._goodbye(access, now))
 
-    def _goodbye(
-        self, access: Access, ends_at: float, now: float
-    ) -> "Response.Closing.Reason.ValueType | None":
-        """Why the watch ends now; None if it goes on."""
+    def _goodbye(self, access: Access, now: float) -> "Response.Closing.Reason.ValueType":
+        """Why the watch ends now."""
         if self._followers.draining:
             return Response.Closing.REASON_DRAINING
         if now >= access.expires:
             return Response.Closing.REASON_CREDENTIAL_EXPIRED
-        return Response.Closing.REASON_MAX_AGE if now >= ends_at else None
+        return Response.Closing.REASON_MAX_AGE
 
     async def _again(self, asked: Asked, permission: Permission, now: float) -> tuple[_Meaning, Error | None]:
         """What is meant now, and why the watch must end once that was told: nothing is left."""

@@ -74,6 +74,7 @@ ORDER = (
     "budget",
     "selection",
     "turns",
+    "collector",
     "tracing",
     "metrics",
     "tally",
