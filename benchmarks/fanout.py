@@ -61,6 +61,9 @@ class Served:
         self._changes += 1
         self._tell(f"change {self._changes}")
         found: list[float] = json.loads(self._line(self.samples))
+        # As long again: by then those are told who do not measure. Else the next change would find them still
+        # waiting for this one, and they would be told both at once.
+        time.sleep(max(found) / 1000)
         return found
 
     def _ask(self, line: str) -> str:

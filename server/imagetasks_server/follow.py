@@ -275,14 +275,14 @@ class Subscription:
         return group
 
     def _note(self, followed: Followed) -> None:
-        if followed in self._moved:
+        if followed not in self._moved:
+            # A read that changed nothing wakes nobody.
+            is_known = followed.covered and followed.tracked.view.revision <= self.revision
+            if is_known and not followed.has_status:
+                return
+            self._moved[followed] = None
+        if not self._is_awake:
             self.wake()
-            return
-        # A read that changed nothing wakes nobody.
-        if followed.covered and followed.tracked.view.revision <= self.revision and not followed.has_status:
-            return
-        self._moved[followed] = None
-        self.wake()
 
     def _can_cover(self, followed: Followed) -> bool:
         read_time = followed.tracked.view.read_time

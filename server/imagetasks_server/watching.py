@@ -9,7 +9,7 @@ import functools
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -69,7 +69,8 @@ class Asked:
         return not self.regions or not target.region or target.region in self.regions
 
 
-class _Meaning(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Meaning:
     """What a question means, for a permission, found out at so many Unix seconds."""
 
     resolution: Resolution
@@ -116,7 +117,7 @@ class Watching:
         self._shared = Shared()
         # By fingerprint: what it meant last.
         self._meanings: dict[str, _Meaning] = {}
-        # A watch may be woken so much before its time.
+        # A tick early, and the loop's time is not exact: what is due so soon is due.
         self._patience = heartbeat - 2 * followers.ticks.seconds
 
     async def watch(
@@ -185,6 +186,7 @@ class Watching:
                 # What has moved meanwhile ends it at once.
                 await subscription.moved(min(min(heard_at, meaning.at) + self._heartbeat, ends_at) - now)
                 now = self._clock()
+            access.check()
             yield line.closing(self._goodbye(access, now))
 
     def _goodbye(self, access: Access, now: float) -> "Response.Closing.Reason.ValueType":
@@ -224,7 +226,7 @@ class Watching:
 
     def _retargeted(self, line: Line, before: _Meaning, meaning: _Meaning, tally: Tally) -> list[Response]:
         """Follow what is meant now; what there is to tell of that."""
-        resolution, permission, _ = meaning
+        resolution, permission = meaning.resolution, meaning.permission
         if resolution is before.resolution and permission is before.permission:
             return []
         tally.asks(resolution.targets)
