@@ -22,14 +22,18 @@ CONNECTIONS = 20
 # One in ten measures, and a hundred at most.
 SAMPLES = 100
 SECONDS = 120.0
+# The default.
+HEARTBEAT = 10.0
 BESIDE = "a bare grpc.aio fan-out, as many bytes"
 
 
 class Served:
     """A server with its subscribers."""
 
-    def __init__(self, kind: str, count: int, stack: ExitStack) -> None:
-        self.server = self._start("watch_server.py", kind, stack=stack, errors=subprocess.DEVNULL)
+    def __init__(self, kind: str, count: int, stack: ExitStack, heartbeat: float = HEARTBEAT) -> None:
+        self.server = self._start(
+            "watch_server.py", kind, str(heartbeat), stack=stack, errors=subprocess.DEVNULL
+        )
         self.address = self._line(self.server)
         self.measured = Measured(self.server.pid, self.address)
         before = self.measured.memory()
@@ -57,6 +61,9 @@ class Served:
         self._changes += 1
         self._tell(f"change {self._changes}")
         found: list[float] = json.loads(self._line(self.samples))
+        # As long again: by then those are told who do not measure. Else the next change would find them still
+        # waiting for this one, and they would be told both at once.
+        time.sleep(max(found) / 1000)
         return found
 
     def _ask(self, line: str) -> str:
@@ -93,7 +100,7 @@ def measure(quick: bool) -> Result:
     series: dict[str, list[tuple[float, float]]] = {f"{kind}, {part}": [] for kind in KINDS for part in PARTS}
     for count in (100, 1000) if quick else (1, 100, 1000, 10_000):
         rows += of_count(count, (3, 10) if quick else (5, 20 if count < 1000 else 5), series)
-    rows += idle(2000, 12.0) if quick else idle(10_000, 20.0)
+    rows += idle(2000, 1) if quick else idle(10_000, 3)
     return Result(rows, series)
 
 
@@ -131,34 +138,53 @@ def of_count(count: int, rounds: tuple[int, int], series: dict[str, list[tuple[f
     ]
 
 
-def idle(count: int, seconds: float) -> list[Row]:
-    """Memory of each, and the processor that all take who only hear that the gateway lives."""
-    memory: dict[str, float] = {}
-    processor: dict[str, float] = {}
-    for kind in KINDS:
-        with ExitStack() as stack:
-            served = Served(kind, count, stack)
-            memory[kind] = served.memory
-            before = served.measured.processor()
-            time.sleep(seconds)
-            processor[kind] = (served.measured.processor() - before) / seconds * 100
-    # So that the quick run can be compared with the same goal.
-    per = 10_000 / count
+def idle(count: int, beats: int) -> list[Row]:
+    """Memory of each, and the processor that all take who only hear that the gateway lives.
+
+    Measured over so many whole heartbeat intervals, at all servers at once: whatever else the machine does is
+    the same for each.
+    """
+    seconds = beats * HEARTBEAT
+    silent = "bare without heartbeats"
+    heartbeats = dict.fromkeys(KINDS, HEARTBEAT) | {silent: 0.0}
+    with ExitStack() as stack:
+        served = {
+            kind: Served("bare" if kind == silent else kind, count, stack, heartbeat)
+            for kind, heartbeat in heartbeats.items()
+        }
+        # Until each has told its snapshot, and heartbeats have found their places.
+        time.sleep(HEARTBEAT)
+        before = {kind: each.measured.processor() for kind, each in served.items()}
+        time.sleep(seconds)
+        # So that the quick run can be compared with the same goal.
+        part = 100 / seconds * 10_000 / count
+        processor = {
+            kind: [(each.measured.processor() - before[kind]) * part] for kind, each in served.items()
+        }
+        memory = {kind: [served[kind].memory] for kind in KINDS}
+    scaled = "" if count == 10_000 else f", from {count:,}"
+    every = f"; a heartbeat every {HEARTBEAT:g} s"
     return [
         Row(
             f"{count:,} idle subscribers: memory of each",
             "bare grpc.aio streams",
             Goal(most=1.5),
-            [memory["gateway"] / memory["bare"]],
-            medians("KiB", **{kind: [value] for kind, value in memory.items()}),
+            ratios(memory["gateway"], memory["bare"]),
+            medians("KiB", **memory),
         ),
         Row(
-            "10,000 idle subscribers: processor" + ("" if per == 1 else f", from {count:,}"),
+            f"10,000 idle subscribers: processor{scaled}",
             "one core",
             Goal(most=5, unit="%"),
-            [processor["gateway"] * per],
-            medians("%", **{kind: [value * per] for kind, value in processor.items()})
-            + "; a heartbeat every 10 s",
+            processor["gateway"],
+            medians("%", **processor) + every,
+        ),
+        Row(
+            f"10,000 idle subscribers: processor{scaled}",
+            "bare grpc.aio streams, as many heartbeats of as many bytes",
+            Goal(),
+            ratios(processor["gateway"], processor["bare"]),
+            medians("%", **processor) + every,
         ),
     ]
 

@@ -1,8 +1,10 @@
 """A server process that tells changes: the gateway with everything on, or a bare fan-out of as many bytes.
 
-`python watch_server.py gateway|bare` prints its address. It understands lines: "change 3" changes something
-for the third time, "open" prints how many streams are open. It ends with its standard input. A change carries
-in its failure reason the monotonic nanoseconds at which it became known.
+`python watch_server.py gateway|bare SECONDS` prints its address. Who hears nothing for so long gets a
+heartbeat, from the bare one as long as the gateway's; 0: the bare one sends none. It understands lines:
+"change 3" changes something for the third time, "open" prints how many streams are open. It ends with its
+standard input. A change carries in its failure reason the monotonic nanoseconds at which it became known: in
+both before anything is made of it.
 """
 
 import asyncio
@@ -21,6 +23,7 @@ from fake_ec2 import FakeWorld
 from measured import EVERYTHING_ON
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server import collector
 from imagetasks_server.assembly import assemble
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.clock import steady_clock
@@ -37,7 +40,7 @@ Event = pb.WatchStoreImageTasksResponse
 Served = tuple[str, Callable[[int], Awaitable[None]], Callable[[], int]]
 
 
-async def serve_gateway(stack: AsyncExitStack) -> Served:
+async def serve_gateway(stack: AsyncExitStack, heartbeat: float) -> Served:
     clock = steady_clock()
     world = FakeWorld(clock)
     ec2 = world.ec2()
@@ -45,6 +48,7 @@ async def serve_gateway(stack: AsyncExitStack) -> Served:
     fields = {
         **EVERYTHING_ON,
         "accounts": [{"name": "main"}],
+        "heartbeat_interval": heartbeat,
         # It reads when it is told to.
         "poll_interval": 1000,
         "idle_poll_interval": 1000,
@@ -56,7 +60,6 @@ async def serve_gateway(stack: AsyncExitStack) -> Served:
     stack.push_async_callback(gateway.close)
     await stack.enter_async_context(measured(settings, gateway, list, lambda: None))
     listening = await listen(settings, gateway)
-    await listening.start()
     await listening.start()
     stack.push_async_callback(listening.drain, gateway, 5.0)
 
@@ -73,19 +76,27 @@ async def serve_gateway(stack: AsyncExitStack) -> Served:
     return listening.address, change, lambda: gateway.boundary.in_flight
 
 
-async def serve_bare(stack: AsyncExitStack) -> Served:
+async def serve_bare(stack: AsyncExitStack, heartbeat: float) -> Served:
     waiting: set[asyncio.Event] = set()
     message = b""
+    beat = Event(heartbeat=Event.Heartbeat(), resume_token="x" * TOKEN_BYTES).SerializeToString()
+    loop = asyncio.get_running_loop()
 
     async def stream(request: bytes, context: Any) -> AsyncGenerator[bytes]:
         del request, context
         wake = asyncio.Event()
         waiting.add(wake)
+        told = message
         yield Event(snapshot_complete=Event.SnapshotComplete()).SerializeToString()
         while True:
+            # A timer each: the least that a stream can do for a heartbeat by itself.
+            timer = loop.call_later(heartbeat, wake.set) if heartbeat else None
             await wake.wait()
             wake.clear()
-            yield message
+            if timer is not None:
+                timer.cancel()
+            is_news, told = message is not told, message
+            yield message if is_news else beat
 
     pending = [(f"grpc.server.max_pending_requests{each}", 100_000) for each in ("", "_hard_limit")]
     server = grpc.aio.server(options=[*SERVER_OPTIONS, *pending])
@@ -111,9 +122,12 @@ async def serve_bare(stack: AsyncExitStack) -> Served:
     return f"127.0.0.1:{port}", change, lambda: len(waiting)
 
 
-async def serve(kind: str) -> None:
+async def serve(kind: str, heartbeat: float) -> None:
     async with AsyncExitStack() as stack:
-        address, change, opened = await (serve_bare if kind == "bare" else serve_gateway)(stack)
+        address, change, opened = await (serve_bare if kind == "bare" else serve_gateway)(stack, heartbeat)
+        if kind != "bare":
+            # As a gateway does before it serves.
+            collector.settle()
         print(address, flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             match line.split():
@@ -124,4 +138,4 @@ async def serve(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1]))
+    uvloop.run(serve(sys.argv[1], float(sys.argv[2])))

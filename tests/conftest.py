@@ -26,6 +26,9 @@ MAY_BLOCK = (
     ("imagetasks/channel.py", {"_read"}),
     # Botocore looks for credentials in small files: at the start, and when AWS says they have expired.
     ("imagetasks_server/aws_access.py", {"_search"}),
+    # Tests make settings on the loop, and have an issuer's keys read there.
+    ("imagetasks_server/account_settings.py", {"_is_file"}),
+    ("imagetasks_server/jwks.py", {"load_keys", "__init__"}),
 )
 
 # gRPC closes its sockets and ends its calls on threads of its own, soon after it was told to.

@@ -84,15 +84,19 @@ class Access:
         finally:
             timer.cancel()
 
+    def check(self) -> None:
+        """Raises `Error` once the access has ended."""
+        if self.ended is not None:
+            raise self.ended.again()
+
     async def guard(self, step: Callable[[], Awaitable[T]]) -> T:
         """Do one step of the call, which is cut short when the access ends. One at a time.
 
         Raises:
             Error: The access has ended, or ends meanwhile.
         """
-        if self.ended is not None:
-            raise self.ended.again()
-        # Not asyncio.timeout: a watch's step is to cost next to nothing.
+        self.check()
+        # Not asyncio.timeout: a step is to cost next to nothing.
         self._is_guarded = True
         try:
             return await step()

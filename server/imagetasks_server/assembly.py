@@ -25,11 +25,12 @@ from imagetasks_server.reader import Reader
 from imagetasks_server.record import Records
 from imagetasks_server.service import Service
 from imagetasks_server.targets import Account, Target, Targets
+from imagetasks_server.ticks import Ticks
 from imagetasks_server.tracked import Registry, Tracked
 from imagetasks_server.upstream import Page, Query, ReadPage, Upstream, untold
 from imagetasks_server.view import Revisions, View
 from imagetasks_server.waiting import Waiting
-from imagetasks_server.watching import Watching
+from imagetasks_server.watching import TICKS, Watching
 
 if TYPE_CHECKING:
     from imagetasks_server.tracing import Tracer
@@ -114,7 +115,7 @@ def assemble(
         return _upstream(settings, target, budget, account_of, clock, metrics=metrics, tracer=tracer)
 
     registry = _registry(settings, upstream_of, revisions, rhythm, clock)
-    followers = Followers(registry, revisions)
+    followers = Followers(registry, revisions, Ticks(settings.heartbeat_interval / TICKS))
     service = Service(
         targets=targets,
         registry=registry,

@@ -45,7 +45,8 @@ class Kind(enum.Enum):
     STREAM = "stream"
     """The same as a wait, with many messages."""
     WATCH = "watch"
-    """An open stream that says goodbye itself when its credential expires."""
+    """An open stream that says goodbye itself when its credential expires, and looks itself whether its
+    access has ended: telling a thousand watchers something is to cost next to nothing."""
 
 
 # A method that is not declared here does not start.
@@ -182,9 +183,11 @@ class Boundary:
                             access.until_it_expires(self._clock) if kind is Kind.STREAM else _NOTHING,
                             _ended_after(self._longest + STUCK_SECONDS),
                         ):
-                            async with contextlib.aclosing(implementation(parse(message), call)) as responses:
-                                step = functools.partial(anext, responses, None)
-                                while (response := await access.guard(step)) is not None:
+                            responses = implementation(parse(message), call)
+                            if kind is not Kind.WATCH:
+                                responses = _guarded(responses, access)
+                            async with contextlib.aclosing(responses):
+                                async for response in responses:
                                     record.sent()
                                     yield response
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
@@ -210,6 +213,13 @@ def check_declared(service: ServiceDescriptor) -> None:
         kind = METHODS.get(method.name)
         if kind is None or (kind in {Kind.STREAM, Kind.WATCH}) != method.server_streaming:
             raise LookupError(f"boundary.METHODS does not say what {method.name} needs of its caller")
+
+
+async def _guarded(responses: AsyncGenerator[Message], access: Access) -> AsyncGenerator[Message]:
+    async with contextlib.aclosing(responses):
+        step = functools.partial(anext, responses, None)
+        while (response := await access.guard(step)) is not None:
+            yield response
 
 
 async def _abort(context: Context, record: Record, error: Exception) -> NoReturn:

@@ -16,6 +16,7 @@ from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.errors import Error
 from imagetasks_server.selection import Selection
 from imagetasks_server.targets import Target
+from imagetasks_server.ticks import Ticks
 from imagetasks_server.tracked import Tracked
 from imagetasks_server.view import Entry, Revisions
 
@@ -27,7 +28,8 @@ _ACCESS_ENDED: Final = pb.TaskChange.REMOVAL_REASON_ACCESS_ENDED
 _NOT_REMOVED: Final = pb.TaskChange.REMOVAL_REASON_UNSPECIFIED
 
 
-Place: TypeAlias = tuple[tuple[Target, int | None], ...]
+# What has moved: what is kept of the target, the account's name as asked, the revision seen last.
+Place: TypeAlias = tuple[tuple[Tracked, str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,8 @@ class Followed:
     @property
     def has_status(self) -> bool:
         """Whether it has become stale, stale for another reason, or recovered since the follower was told."""
-        error = self.tracked.reader.last_error
-        return (error and error.reason) != (self.told and self.told.reason)
+        error, told = self.tracked.reader.last_error, self.told
+        return error is not told and (error and error.reason) != (told and told.reason)
 
 
 class Subscription:
@@ -103,6 +105,7 @@ class Subscription:
     Args:
         selection: Which tasks.
         revisions: The process's counter.
+        ticks: Wake it when its time is over.
         not_before: Unix seconds; a snapshot is of a state read then or later, or of the last good one
             of a target that cannot be read.
         revision: Where to go on; 0 begins with snapshots.
@@ -110,13 +113,22 @@ class Subscription:
     Attributes:
         revision: The newest change that the follower knows of.
         uncovered: Targets whose snapshots have not been gathered.
+        until: Seconds of the loop's time at which it wakes by itself.
     """
 
     def __init__(
-        self, selection: Selection, revisions: Revisions, *, not_before: float, revision: int = 0
+        self,
+        selection: Selection,
+        revisions: Revisions,
+        ticks: Ticks,
+        *,
+        not_before: float,
+        revision: int = 0,
     ) -> None:
         self.revision = revision
         self.uncovered: set[Target] = set()
+        self.until = 0.0
+        self._ticks = ticks
         self._selection = selection
         self._revisions = revisions
         self._not_before = not_before
@@ -127,9 +139,7 @@ class Subscription:
         self._loop = asyncio.get_running_loop()
         self._is_awake = False
         self._sleep: asyncio.Future[None] | None = None
-        self._timer: asyncio.Handle | None = None
-        # When it goes off. uvloop's own does not tell, if that is at once.
-        self._wakes_at = 0.0
+        self._rings_at: float | None = None
 
     @property
     def followed(self) -> list[Followed]:
@@ -174,8 +184,8 @@ class Subscription:
             followed.tracked.poller.unfollow()
         self._followed.clear()
         self._moved.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._rings_at is not None:
+            self._ticks.leave(self, self._rings_at)
 
     def wake(self) -> None:
         """Let `moved` return."""
@@ -187,23 +197,24 @@ class Subscription:
 
     async def moved(self, seconds: float) -> None:
         """Wait until something may have changed, or at most so long. It may also return without a reason."""
-        loop = self._loop
-        until = loop.time() + seconds
-        if self._timer is None or self._wakes_at > until:
-            if self._timer is not None:
-                self._timer.cancel()
-            # One that is early stays: setting and cancelling a timer for each change would cost more than the
-            # rest of a wake-up.
-            self._timer = loop.call_at(until, self._overslept)
-            self._wakes_at = until
+        until = self.until = self._loop.time() + seconds
+        if self._rings_at is None or self._rings_at > until:
+            if self._rings_at is not None:
+                self._ticks.leave(self, self._rings_at)
+            # Ringing early wakes nobody: joining another tick for each change would cost more than the rest.
+            self._rings_at = self._ticks.join(self)
         if not self._is_awake:
-            self._sleep = loop.create_future()
+            self._sleep = self._loop.create_future()
             await self._sleep
         self._is_awake = False
 
-    def _overslept(self) -> None:
-        self._timer = None
-        self.wake()
+    def ring(self, at: float) -> None:
+        """As a `Sleeper`."""
+        if at + self._ticks.seconds <= self.until:
+            self._rings_at = self._ticks.join(self)
+        else:
+            self._rings_at = None
+            self.wake()
 
     @property
     def newest(self) -> int:
@@ -218,10 +229,13 @@ class Subscription:
         """
         if self.uncovered:
             return None
+        place = []
         for followed in self._moved:
-            if followed.seen is None or self.revision < followed.tracked.view.floor or followed.has_status:
+            tracked, seen = followed.tracked, followed.seen
+            if seen is None or self.revision < tracked.view.floor or followed.has_status:
                 return None
-        return tuple((followed.target, followed.seen) for followed in self._moved)
+            place.append((tracked, followed.target.account, seen))
+        return tuple(place)
 
     def skip(self) -> None:
         """Take the next group as known: it was gathered by another follower at the same place."""
@@ -261,14 +275,14 @@ class Subscription:
         return group
 
     def _note(self, followed: Followed) -> None:
-        if followed in self._moved:
+        if followed not in self._moved:
+            # A read that changed nothing wakes nobody.
+            is_known = followed.covered and followed.tracked.view.revision <= self.revision
+            if is_known and not followed.has_status:
+                return
+            self._moved[followed] = None
+        if not self._is_awake:
             self.wake()
-            return
-        # A read that changed nothing wakes nobody.
-        if followed.covered and followed.tracked.view.revision <= self.revision and not followed.has_status:
-            return
-        self._moved[followed] = None
-        self.wake()
 
     def _can_cover(self, followed: Followed) -> bool:
         read_time = followed.tracked.view.read_time

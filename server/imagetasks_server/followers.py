@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from imagetasks_server.follow import Subscription
 from imagetasks_server.selection import Selection
 from imagetasks_server.targets import Target
+from imagetasks_server.ticks import Ticks
 from imagetasks_server.tracked import Registry
 from imagetasks_server.view import Revisions
 
@@ -16,13 +17,17 @@ class Followers:
     Args:
         registry: The views.
         revisions: The process's counter of changes.
+        ticks: Wake those whose time is over.
 
     Attributes:
+        registry: As given.
+        ticks: As given.
         draining: The process stops; whoever follows must end.
     """
 
-    def __init__(self, registry: Registry, revisions: Revisions) -> None:
+    def __init__(self, registry: Registry, revisions: Revisions, ticks: Ticks) -> None:
         self.registry = registry
+        self.ticks = ticks
         self.draining = False
         self._revisions = revisions
         self._open: set[Subscription] = set()
@@ -57,7 +62,9 @@ class Followers:
             revision: Where to go on.
             covered: Targets whose tasks are held as of the revision.
         """
-        subscription = Subscription(selection, self._revisions, not_before=not_before, revision=revision)
+        subscription = Subscription(
+            selection, self._revisions, self.ticks, not_before=not_before, revision=revision
+        )
         held = set(covered)
         try:
             for target in targets:

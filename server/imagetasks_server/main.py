@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import structlog
 
+from imagetasks_server import collector
 from imagetasks_server.account_settings import OrganizationSettings
 from imagetasks_server.accounts import Accounts
 from imagetasks_server.assembly import Gateway, assemble
@@ -304,10 +305,7 @@ async def _warm(roster: Roster, targets: Targets, accounts: Accounts) -> bool:
             log.warning(
                 Event.ACCOUNT_FAILED, account=target.account, region=target.region, text=error.message
             )
-    # What is there by now stays as long as the process: the collector need not look at it again. Each full
-    # look held the loop for 50 ms.
-    gc.collect()
-    gc.freeze()
+    collector.settle()
     return bool(known)
 
 

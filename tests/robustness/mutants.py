@@ -11,9 +11,10 @@ from history import History
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.follow import Change, Followed, Group, Subscription
+from imagetasks_server.line import Line, Response
 from imagetasks_server.poller import Poller
 from imagetasks_server.view import Entry
-from imagetasks_server.watching import Response, Watching, _Line
+from imagetasks_server.watching import Watching
 
 ENDED: Final = {pb.STORE_TASK_STATE_COMPLETED, pb.STORE_TASK_STATE_FAILED}
 
@@ -130,7 +131,7 @@ def late_for_all(moved: Any) -> Any:
 def one_place_for_all(place: Any) -> Any:
     def anywhere(self: Any) -> Any:
         where = place(self)
-        return where and tuple((target, 0) for target, _ in where)
+        return where and tuple((tracked, account, 0) for tracked, account, _ in where)
 
     return anywhere
 
@@ -158,7 +159,7 @@ def nothing_taken_back(unfollow: Any) -> Any:
 
 
 MUTANTS: Final = (
-    Mutant("progress ahead of events", validators.bookmarkable, _Line, "_token", progress_ahead_of_events),
+    Mutant("progress ahead of events", validators.bookmarkable, Line, "_token", progress_ahead_of_events),
     Mutant("going back in time", validators.ordered, Subscription, "_change", back_in_time),
     Mutant("duplicates after resume", validators.unique, Subscription, "__init__", duplicates_after_resume),
     Mutant(
@@ -177,12 +178,12 @@ MUTANTS: Final = (
     ),
     Mutant("a group that never existed", validators.atomic, Subscription, "gather", half_a_group),
     Mutant("a token from the future", validators.resumable, Watching, "_covered", token_from_the_future),
-    Mutant("a heartbeat too early", validators.heartbeats, _Line, "messages", heartbeat_too_early),
+    Mutant("a heartbeat too early", validators.heartbeats, Line, "messages", heartbeat_too_early),
     Mutant("a stale target nobody tells of", validators.fresh, Subscription, "gather", nothing_said),
     Mutant("news of another place", validators.atomic, Subscription, "place", one_place_for_all),
     Mutant("news that wait", validators.isolated, Subscription, "moved", late_for_all),
     Mutant("reads too often", validators.economical, Poller, "_due", too_often),
     Mutant("reads for nobody", validators.economical, Poller, "unfollow", for_nobody),
-    Mutant("an end without a goodbye", validators.cleanly_ended, _Line, "closing", no_goodbye),
+    Mutant("an end without a goodbye", validators.cleanly_ended, Line, "closing", no_goodbye),
     Mutant("an ended access kept", validators.walled, Subscription, "unfollow", nothing_taken_back),
 )

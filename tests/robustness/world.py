@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from virtual import VirtualClock, run, settle
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import watching
+from imagetasks_server import line
 from imagetasks_server.assembly import assemble
 from imagetasks_server.config import Settings
 from imagetasks_server.errors import Error
@@ -415,7 +415,7 @@ def play(schedule: Schedule) -> History:
         world = World(clock)
         with (
             recorded(world.history, world.now),
-            mock.patch.object(watching, "MAX_MESSAGE_BYTES", SMALL_MESSAGE),
+            mock.patch.object(line, "MAX_MESSAGE_BYTES", SMALL_MESSAGE),
         ):
             world.subscribers[0].join("", 0)
             for what, number, seconds in schedule:

@@ -8,6 +8,7 @@ import uvloop
 
 from imagetasks_server.follow import Subscription
 from imagetasks_server.selection import Selection
+from imagetasks_server.ticks import Ticks
 from imagetasks_server.view import Revisions
 
 
@@ -16,7 +17,7 @@ def test_a_follower_that_is_woken_when_its_time_is_over_goes_on(
     new_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     async def follow() -> None:
-        subscription = Subscription(Selection(), Revisions(), not_before=0.0)
+        subscription = Subscription(Selection(), Revisions(), Ticks(0.01), not_before=0.0)
         for seconds in (0.0, -1.0, 0.0, 0.001):
             # Both at once: woken, and no time left.
             subscription.wake()
