@@ -122,14 +122,14 @@ def test_without_credentials_the_gateway_is_unhealthy_until_it_has_some(tmp_path
             **own | NO_CREDENTIALS | {"AWS_SHARED_CREDENTIALS_FILE": str(credentials)},
             IMAGETASKS_CHECK_CREDENTIALS_EVERY="0.2",
         )
-        with gateway(environment=settings) as running:
+        with gateway(environment=settings, once="listening") as running:
             done = check("--listen", running.address)
             assert (done.returncode, done.stdout) == (1, "NOT_SERVING\n")
             assert check("--listen", running.address, "--service", "alive").stdout == "SERVING\n"
             credentials.write_text(
                 f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
             )
-            found = functools.partial(any_event, running, "an account has credentials again")
+            found = functools.partial(any_event, running, "serving")
             assert becomes(found), "".join(running.log)
             assert check("--listen", running.address).stdout == "SERVING\n"
     assert any_event(running, "no account has credentials")

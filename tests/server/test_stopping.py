@@ -34,7 +34,7 @@ def test_it_ends_with_its_standard_input(tmp_path: Path) -> None:
         ) as process,
     ):
         assert process.stdin is not None
-        assert becomes(functools.partial(tells, log, "serving"))
+        assert becomes(functools.partial(tells, log, "listening"))
         process.stdin.write(b"not the end")
         process.stdin.flush()
         assert process.poll() is None
@@ -50,7 +50,7 @@ def test_otherwise_its_standard_input_is_no_matter(tmp_path: Path, stdin: int | 
         log.open("wb") as stderr,
         subprocess.Popen(COMMAND, stdin=stdin, stderr=stderr, env=environment()) as process,
     ):
-        assert becomes(functools.partial(tells, log, "serving"))
+        assert becomes(functools.partial(tells, log, "listening"))
         # SIGHUP reads the configuration, of which there is none.
         process.send_signal(signal.SIGHUP)
         assert becomes(functools.partial(tells, log, "configuration read again"))
@@ -71,7 +71,7 @@ def test_a_terminal_that_closes_ends_it_and_a_signal_alone_does_not(tmp_path: Pa
         ) as process,
     ):
         os.close(slave)
-        assert becomes(functools.partial(tells, log, "serving"))
+        assert becomes(functools.partial(tells, log, "listening"))
         foreground = os.tcgetpgrp(master) if os.isatty(master) else 0
         os.killpg(foreground, signal.SIGHUP)
         assert becomes(functools.partial(tells, log, "configuration read again"))
