@@ -71,10 +71,13 @@ def test_calls_that_had_arrived_before_the_signal_are_all_answered(tmp_path: Pat
 def test_it_takes_calls_until_no_more_come_and_not_forever(calls: list[float], takes: float) -> None:
     async def scenario(clock: VirtualClock) -> None:
         records = Records("service", Metrics())
-        loop = asyncio.get_running_loop()
         began = clock()
+
+        def comes() -> None:
+            records.begun += 1
+
         for each in calls:
-            loop.call_later(each, records.enter, "ListTargets")
+            asyncio.get_running_loop().call_later(each, comes)
         await _taken(records, LAME_DUCK_SECONDS)
         assert clock() - began == pytest.approx(takes)
 
