@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagetasks_server import main
-from imagetasks_server.auth import ANONYMOUS, Policy
+from imagetasks_server.auth import Policy
 from imagetasks_server.caller_settings import OWN_NAMES, AnonymousSettings
 from imagetasks_server.config import ConfigError, load
+from imagetasks_server.identity import ANONYMOUS
 from imagetasks_server.metrics import Metrics
 from imagetasks_server.tally import GATEWAY, Tally
 
