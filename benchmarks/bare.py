@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import uvloop
 
+from imagetasks_server import collector
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.listening import SERVER_OPTIONS
 
@@ -24,6 +25,8 @@ async def serve(answer: bytes) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    # As a gateway does.
+    collector.settle()
     print(f"127.0.0.1:{port}", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.stop(0)

@@ -17,6 +17,7 @@ from fake_ec2 import FakeWorld
 from measured import EVERYTHING_ON
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server import collector
 from imagetasks_server.assembly import Gateway, assemble
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.clock import steady_clock
@@ -52,6 +53,8 @@ async def serve(kind: str, tasks: int) -> None:
             print(listening.address, flush=True)
         else:
             print(await alone(stack, gateway), flush=True)
+        # As a gateway does before it serves.
+        collector.settle()
         await asyncio.to_thread(sys.stdin.read)
 
 

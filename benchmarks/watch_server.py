@@ -125,9 +125,8 @@ async def serve_bare(stack: AsyncExitStack, heartbeat: float) -> Served:
 async def serve(kind: str, heartbeat: float) -> None:
     async with AsyncExitStack() as stack:
         address, change, opened = await (serve_bare if kind == "bare" else serve_gateway)(stack, heartbeat)
-        if kind != "bare":
-            # As a gateway does before it serves.
-            collector.settle()
+        # As a gateway does before it serves; the bare one shall not wait for the collector more than it does.
+        collector.settle()
         print(address, flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             match line.split():

@@ -175,6 +175,10 @@ BUILD_INFO: Final = Declared(
 DECLARED: Final = tuple(each for each in globals().values() if isinstance(each, Declared))
 
 
+# Who is known, but not by configuration.
+OTHER: Final = "other"
+
+
 class Metrics:
     """What is counted as things happen.
 

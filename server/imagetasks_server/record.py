@@ -14,7 +14,7 @@ import grpc
 import structlog
 
 from imagetasks_server.errors import Error, Internal
-from imagetasks_server.metrics import Metrics
+from imagetasks_server.metrics import OTHER, Metrics
 from imagetasks_server.tally import Tally
 from imagetasks_server.telemetry import Event
 
@@ -164,7 +164,7 @@ class Record:
         if caller:
             self.caller = caller
         if entry:
-            self.tally.payer = entry if entry in self._records.metrics.callers else "other"
+            self.tally.payer = entry if entry in self._records.metrics.callers else OTHER
 
     def bind(self) -> None:
         """Have the request id told by all that is logged from now on, by whomever."""

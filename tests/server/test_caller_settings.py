@@ -15,7 +15,7 @@ from imagetasks_server.auth import Policy
 from imagetasks_server.caller_settings import OWN_NAMES, AnonymousSettings
 from imagetasks_server.config import ConfigError, load
 from imagetasks_server.identity import ANONYMOUS
-from imagetasks_server.metrics import Metrics
+from imagetasks_server.metrics import OTHER
 from imagetasks_server.tally import GATEWAY, Tally
 
 ONE = f'[[callers]]\nname = "a"\naccounts = "*"\ntoken_sha256 = "{sha256(TOKEN)}"\n'
@@ -97,7 +97,7 @@ def test_what_is_permitted_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_no_caller_may_have_a_name_that_metrics_use_for_somebody_else() -> None:
-    used = {Tally().payer, GATEWAY.payer, Metrics({"a"}).label_of("b")}
+    used = {Tally().payer, GATEWAY.payer, OTHER}
     anonymous = AnonymousSettings(accounts=("*",))
     used.add(Policy((), anonymous, None).permission(ANONYMOUS, "ListTargets").caller)
     assert used == OWN_NAMES
