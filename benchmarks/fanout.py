@@ -18,7 +18,7 @@ from measured import Measured
 HERE = Path(__file__).parent
 METHOD = "WatchStoreImageTasks"
 KINDS = ("gateway", "bare")
-CONNECTIONS = 20
+CONNECTIONS, GROUPS = 20, 10
 # One in ten measures, and a hundred at most.
 SAMPLES = 100
 SECONDS = 120.0
@@ -37,24 +37,30 @@ class Served:
         self.address = self._line(self.server)
         self.measured = Measured(self.server.pid, self.address)
         before = self.measured.memory()
-        samples = max(1, min(SAMPLES, count // 10))
         self._changes = 0
-        began = time.perf_counter()
-        self.samples = self._start("watch_samples.py", self.address, str(samples), stack=stack)
-        if count > samples:
-            rest = count - samples
-            stack.enter_context(streams(self.address, METHOD, rest, min(CONNECTIONS, rest)))
-        assert self._line(self.samples) == str(samples)
-        deadline = time.monotonic() + SECONDS
-        while self.open() < count:
-            assert time.monotonic() < deadline, f"{self.open()} of {count} subscribers"
-            time.sleep(0.05)
-        self.opened = time.perf_counter() - began
+        self.samples = self._start("watch_samples.py", self.address, stack=stack)
+        samples = max(1, min(SAMPLES, count // 10))
+        self._open(samples, count - samples, stack)
         self.memory = (self.measured.memory() - before) / count * 1024
 
-    def open(self) -> int:
-        """How many streams are open."""
-        return int(self._ask("open"))
+    def _open(self, samples: int, others: int, stack: ExitStack) -> None:
+        """In groups, each with its share of samples: who came when says who is told first."""
+        groups = min(GROUPS, samples)
+        here = 0
+        for group in range(groups):
+            for count, are_samples in ((others, False), (samples, True)):
+                more = count * (group + 1) // groups - count * group // groups
+                here += more
+                if are_samples:
+                    self._write(self.samples, str(more))
+                    self._line(self.samples)
+                elif more:
+                    connections = min(CONNECTIONS // groups, more)
+                    stack.enter_context(streams(self.address, METHOD, more, connections))
+                deadline = time.monotonic() + SECONDS
+                while (found := int(self._ask("open"))) < here:
+                    assert time.monotonic() < deadline, f"{found} of {here} subscribers"
+                    time.sleep(0.01)
 
     def change(self) -> list[float]:
         """Change something; milliseconds to each of those who measure."""
@@ -71,9 +77,13 @@ class Served:
         return self._line(self.server)
 
     def _tell(self, line: str) -> None:
-        assert self.server.stdin is not None
-        self.server.stdin.write(f"{line}\n")
-        self.server.stdin.flush()
+        self._write(self.server, line)
+
+    @staticmethod
+    def _write(process: "subprocess.Popen[str]", line: str) -> None:
+        assert process.stdin is not None
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
 
     @staticmethod
     def _line(process: "subprocess.Popen[str]") -> str:

@@ -1,7 +1,8 @@
-"""Some subscribers among many: `python watch_samples.py ADDRESS COUNT` tells how late changes reach them.
+"""Some subscribers among many: `python watch_samples.py ADDRESS` tells how late changes reach them.
 
-It prints one line when all are caught up, then one for each change: the milliseconds from the moment at which
-the server knew of it to each of them. It ends with its standard input.
+For each line of its standard input, a number, it opens so many more, and prints how many there are when they
+are caught up. For each change it prints the milliseconds from the moment at which the server knew of it to each
+of them. It ends with its standard input.
 """
 
 import asyncio
@@ -20,12 +21,10 @@ from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
 
 # One is enough for so many.
 CHANNELS = 4
-# Between two that come, so that they stand among the others.
-PAUSE = 0.01
 
 
-async def sample(address: str, count: int) -> None:
-    covered = 0
+async def sample(address: str) -> None:
+    count = covered = 0
     # By what is told: the moment at which it became known.
     found: defaultdict[str, list[float]] = defaultdict(list)
     options = [("grpc.use_local_subchannel_pool", 1)]
@@ -49,10 +48,9 @@ async def sample(address: str, count: int) -> None:
                     print(json.dumps(of_one), flush=True)
 
     tasks = []
-    for number in range(count):
-        tasks.append(asyncio.create_task(one(number)))
-        await asyncio.sleep(PAUSE)
-    await asyncio.to_thread(sys.stdin.read)
+    while more := await asyncio.to_thread(sys.stdin.readline):
+        began, count = count, count + int(more)
+        tasks += [asyncio.create_task(one(number)) for number in range(began, count)]
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -61,4 +59,4 @@ async def sample(address: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(sample(sys.argv[1], int(sys.argv[2])))
+    uvloop.run(sample(sys.argv[1]))
