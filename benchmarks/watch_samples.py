@@ -1,8 +1,8 @@
 """Some subscribers among many: `python watch_samples.py ADDRESS` tells how late changes reach them.
 
-For each line of its standard input, a number, it opens so many more, and prints how many there are when they
-are caught up. For each change it prints the milliseconds from the moment at which the server knew of it to each
-of them. It ends with its standard input.
+For each line of its standard input, a number, it opens so many more, and prints how many there are when
+they are caught up. For each change it prints the milliseconds from the moment at which the server knew of it
+to each of them. It ends with its standard input.
 """
 
 import asyncio
