@@ -1,8 +1,8 @@
 """Runs one command line many times in one process: the AWS CLI under its own Python, or ours under ours.
 
-A process for each run would take most of the time for starting. A request is a line of JSON with the words,
-the environment and the terminal's columns (None: no terminal); the answer is one with both outputs and the
-exit code. With columns, standard output is a pseudo-terminal of that width.
+A process for each run would take most of the time for starting. A request is a line of JSON with its
+number, the words, the environment and the terminal's columns (None: no terminal); the answer is one with the
+number, both outputs and the exit code. With columns, standard output is a pseudo-terminal of that width.
 
 Standard library only; started as `python driver.py aws|imagetasks`.
 """
@@ -123,7 +123,8 @@ def answer(run: Run, name: str, request: dict[str, Any]) -> dict[str, Any]:
         code = ending.code
     finally:
         sys.stdout, sys.stderr, sys.argv = kept
-    return {"stdout": stdout.close(), "stderr": stderr.close(), "code": code or 0}
+    ending = {"stdout": stdout.close(), "stderr": stderr.close(), "code": code or 0}
+    return {"number": request["number"], **ending}
 
 
 def main() -> None:

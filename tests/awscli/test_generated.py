@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 import generated
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pairs import Stage
 
-# Each is four command lines, and what they are resumed with. A few hundred take ten minutes.
+# Each is four command lines, and what they are resumed with. A few hundred take ten minutes; a failure is shrunk
+# by running some of them again.
 EXAMPLES = 30
+SECONDS = 600
 COLUMNS = st.one_of(st.none(), st.none(), st.integers(10, 260))
 
 
@@ -27,6 +30,7 @@ def questions(draw: st.DrawFn) -> Asked:
     return Asked(world, [draw(lines) for _ in range(4)])
 
 
+@pytest.mark.timeout(SECONDS)
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(questions())
 def test_any_command_line_on_any_world_ends_the_same(stage: Stage, asked: Asked) -> None:
