@@ -6,5 +6,5 @@ const (
 	// Version is the client's and the gateway's common version.
 	Version = "0.1.0"
 	// ContractFingerprint tells which contract this client speaks.
-	ContractFingerprint = "b34e576c91cb37f8"
+	ContractFingerprint = "49db7dd08c007ffd"
 )

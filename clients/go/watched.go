@@ -108,6 +108,9 @@ func (w *watched) received(message *pb.WatchStoreImageTasksResponse, now time.Ti
 		changes = w.endGroup(places(event.SnapshotComplete.GetTargets()))
 	case *pb.WatchStoreImageTasksResponse_TargetStatus_:
 		w.note(event.TargetStatus)
+	case *pb.WatchStoreImageTasksResponse_TargetsChanged_:
+		w.follow(places(event.TargetsChanged.GetTargets()))
+		changes = w.dropUnlisted()
 	case *pb.WatchStoreImageTasksResponse_Heartbeat_:
 		changes = w.dropUnlisted()
 	}
@@ -153,6 +156,21 @@ func (w *watched) start(started *pb.WatchStoreImageTasksResponse_Started, now ti
 	clear(w.stale) // told anew of those that still are
 	if !started.GetResumed() {
 		w.reset(nil)
+	}
+}
+
+func (w *watched) follow(targets []Place) {
+	for gone := range w.targets {
+		if !slices.Contains(targets, gone) {
+			for _, places := range []map[Place]bool{w.targets, w.covered, w.seen} {
+				delete(places, gone) // should it come back, its tasks are no news
+			}
+			delete(w.snapshots, gone)
+			delete(w.stale, gone)
+		}
+	}
+	for _, place := range targets {
+		w.targets[place] = true
 	}
 }
 
@@ -250,7 +268,8 @@ func (w *watched) remove(told []Change, place Place, last *pb.StoreImageTaskResu
 		return told
 	}
 	task := last
-	if goesBack(held, last) {
+	// Of a task that may be seen no more the gateway tells no state.
+	if reason == pb.TaskChange_REMOVAL_REASON_ACCESS_ENDED || goesBack(held, last) {
 		task = held
 	}
 	if HasEnded(task) {
@@ -281,7 +300,7 @@ func (w *watched) note(status *pb.WatchStoreImageTasksResponse_TargetStatus) {
 	w.stale[place] = stale
 }
 
-// dropUnlisted drops what is held of targets that went while there was no connection.
+// dropUnlisted drops what is held of targets that are not followed any more.
 func (w *watched) dropUnlisted() []Change {
 	var told []Change
 	for _, place := range slices.SortedFunc(maps.Keys(w.tasks), comparePlaces) {

@@ -201,10 +201,17 @@ class Boundary:
         return self.limits.admit(caller, decision.permission.quota, streaming=kind is not Kind.CALL)
 
     def _call(self, context: Context, record: Record, access: Access, message: bytes) -> Call:
-        remaining = context.time_remaining()
-        seconds = self._default_deadline if remaining is None else remaining
-        seconds = min(seconds, self._longest)
-        return Call(self._clock() + seconds, access.caller or record.peer, record.tally, access, message)
+        now, remaining = self._clock(), context.time_remaining()
+        longest = self._longest if remaining is None else min(remaining, self._longest)
+        seconds = min(self._default_deadline, longest) if remaining is None else longest
+        return Call(
+            now + seconds,
+            access.caller or record.peer,
+            record.tally,
+            access,
+            message,
+            longest=now + longest,
+        )
 
 
 def check_declared(service: ServiceDescriptor) -> None:

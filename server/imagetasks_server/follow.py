@@ -10,7 +10,7 @@ import asyncio
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.errors import Error
@@ -26,14 +26,25 @@ _REMOVED: Final = pb.TaskChange.TYPE_REMOVED
 _NO_MATCH: Final = pb.TaskChange.REMOVAL_REASON_NO_MATCH
 _ACCESS_ENDED: Final = pb.TaskChange.REMOVAL_REASON_ACCESS_ENDED
 _NOT_REMOVED: Final = pb.TaskChange.REMOVAL_REASON_UNSPECIFIED
+# What of a task changes. Of one that may be seen no more, only the rest is told.
+_STATE: Final = (
+    "progress_percentage",
+    "store_task_state",
+    "ec2_store_task_state",
+    "store_task_failure_reason",
+    "pace",
+)
+
+# Tasks that make a group of snapshots large enough: the next targets come with the next group. More: fewer
+# groups; less: others wait less while one is made, and it takes less memory.
+ENOUGH: Final = 2_000
 
 
 # What has moved: what is kept of the target, the account's name as asked, the revision seen last.
 Place: TypeAlias = tuple[tuple[Tracked, str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One task's change, as a follower sees it.
 
     Attributes:
@@ -172,7 +183,7 @@ class Subscription:
             lost.reset.append(target)
             return
         lost.changes += [
-            self._change(followed, _REMOVED, entry, _ACCESS_ENDED)
+            Change(_REMOVED, _identity(followed.target.named(entry.task)), _ACCESS_ENDED)
             for entry in followed.tracked.view.held_at(self.revision)
             if self._selection.matches(entry.task, state=entry.state_at(self.revision))
         ]
@@ -257,7 +268,12 @@ class Subscription:
                 group.reset.append(followed.target)
             if followed.covered:
                 changes.extend(self._news(followed))
-            elif self._can_cover(followed):
+            elif not self._can_cover(followed):
+                pass
+            elif len(changes) >= ENOUGH:
+                self._moved[followed] = None
+                self.wake()
+            else:
                 followed.covered = True
                 self.uncovered.discard(followed.target)
                 group.covered.append(followed.target)
@@ -312,3 +328,11 @@ class Subscription:
     ) -> Change:
         read_at = entry.listed_at if entry.removed is None else entry.removed_at
         return Change(kind, followed.target.named(entry.task), reason, read_at)
+
+
+def _identity(task: pb.StoreImageTaskResult) -> pb.StoreImageTaskResult:
+    identity = pb.StoreImageTaskResult()
+    identity.CopyFrom(task)
+    for name in _STATE:
+        identity.ClearField(name)
+    return identity

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server.clock import timestamp
+from imagetasks_server.clock import Clock, timestamp
 from imagetasks_server.errors import Error
 from imagetasks_server.follow import Change, Group, Place, Subscription
 from imagetasks_server.followers import Followers
@@ -20,7 +20,8 @@ MAX_MESSAGE_BYTES: Final = 256 * 1024
 MAX_SHARED: Final = 64
 
 Response = pb.WatchStoreImageTasksResponse
-News: TypeAlias = tuple[Group, tuple[Response, ...]]
+News: TypeAlias = tuple[Group, Iterable[Response]]
+Kept: TypeAlias = tuple[Group, tuple[Response, ...]]
 # A question's fingerprint, its targets' digest, and a place of theirs.
 Question: TypeAlias = tuple[str, str, Place]
 
@@ -32,9 +33,9 @@ class Shared:
 
     def __init__(self) -> None:
         self._revision = 0
-        self._news: dict[Question, News] = {}
+        self._news: dict[Question, Kept] = {}
 
-    def at(self, revision: int) -> dict[Question, News]:
+    def at(self, revision: int) -> dict[Question, Kept]:
         """What leads to this revision; older news is forgotten."""
         if revision != self._revision or len(self._news) > MAX_SHARED:
             self._revision, self._news = revision, {}
@@ -42,10 +43,21 @@ class Shared:
 
 
 class Line:
-    """One watch's messages."""
+    """One watch's messages.
 
-    def __init__(self, epoch: str, fingerprint: str, subscription: Subscription, shared: Shared) -> None:
+    Args:
+        epoch: The process's.
+        fingerprint: Of the question.
+        subscription: The watch's.
+        shared: What other watches are told.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self, epoch: str, fingerprint: str, subscription: Subscription, shared: Shared, clock: Clock
+    ) -> None:
         self._shared = shared
+        self._clock = clock
         self._epoch = epoch
         self._fingerprint = fingerprint
         self._subscription = subscription
@@ -61,7 +73,9 @@ class Line:
         subscription = self._subscription
         place = subscription.place()
         if place is None:
-            return self._gathered()
+            # Nobody else's: each message is made when the one before has been taken.
+            group = subscription.gather()
+            return group, self.messages(group)
         if not place:
             subscription.skip()
             return _NOTHING
@@ -70,12 +84,9 @@ class Line:
         if (news := shared.get(question)) is not None:
             subscription.skip()
             return news
-        news = shared[question] = self._gathered()
+        group = subscription.gather()
+        news = shared[question] = (group, tuple(self.messages(group)))
         return news
-
-    def _gathered(self) -> News:
-        group = self._subscription.gather()
-        return group, tuple(self.messages(group))
 
     def messages(self, group: Group) -> Iterator[Response]:
         """A group: forget first, then the changes, then what is covered with them, then who is stale."""
@@ -84,6 +95,11 @@ class Line:
         if not group:
             return
         token = self._token()
+        # As of now: a caller may be long in taking what comes first.
+        statuses = [
+            _status(followed.target, error, followed.tracked.view.read_time)
+            for followed, error in group.statuses
+        ]
         more: Response | None = None
         for changes in _batches(group.changes):
             if more is not None:
@@ -98,11 +114,12 @@ class Line:
             more.changes.continued = False
             more.resume_token = token
             yield more
-        for followed, error in group.statuses:
-            yield _status(followed.target, error, followed.tracked.view.read_time)
+        yield from statuses
 
-    def retarget(self, resolution: Resolution, permission: Permission, followers: Followers) -> Group:
-        """Follow what came, take back what went."""
+    def retarget(
+        self, resolution: Resolution, permission: Permission, followers: Followers
+    ) -> Iterator[Response]:
+        """Follow what came, take back what went, and say so."""
         subscription = self._subscription
         before = {each.target for each in subscription.followed}
         # A discovery that failed takes nothing away.
@@ -112,12 +129,15 @@ class Line:
         wanted = set(resolution.targets) | kept
         for target in wanted - before:
             subscription.follow(target, followers.registry.of(target))
-        if wanted != before:
-            self._digest = digest_of(wanted)
         lost = Group()
         for target in sorted(before - wanted):
             subscription.unfollow(target, lost)
-        return lost
+        if wanted == before:
+            return
+        self._digest = digest_of(wanted)
+        yield from self.messages(lost)
+        followed = [target.message() for target in sorted(wanted)]
+        yield Response(targets_changed=Response.TargetsChanged(targets=followed))
 
     def failures(self, resolution: Resolution) -> list[Response]:
         """Whole accounts that cannot be followed, when there is news of them."""
@@ -162,7 +182,10 @@ class Line:
     def _token(self) -> str:
         uncovered = tuple((target.account, target.region) for target in self.uncovered())
         revision = self._subscription.revision
-        return ResumeToken(self._fingerprint, self._epoch, revision, self._digest, uncovered).encode()
+        token = ResumeToken(
+            self._fingerprint, self._epoch, revision, self._digest, uncovered, as_of=self._clock()
+        )
+        return token.encode()
 
 
 def _batches(changes: Sequence[Change]) -> Iterator[list[pb.TaskChange]]:

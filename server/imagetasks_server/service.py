@@ -51,6 +51,8 @@ class Call:
         tally: Told in the call's record.
         access: What it may see, now and while the call lasts.
         message: The request, as it was sent, if that is known.
+        longest: Unix seconds. Where the caller set no deadline, a wait may be asked to last until then; 0: no
+            longer than `deadline`.
     """
 
     deadline: float
@@ -58,6 +60,7 @@ class Call:
     tally: Tally = dataclasses.field(default_factory=Tally)
     access: Access = dataclasses.field(default_factory=Access)
     message: bytes | None = None
+    longest: float = 0.0
 
 
 class Service:
@@ -174,7 +177,8 @@ class Service:
         now = self._clock()
         until = now + seconds_before(call.deadline, now)
         if request.HasField("timeout"):
-            until = min(until, now + _seconds("timeout", request.timeout))
+            longest = now + seconds_before(max(call.deadline, call.longest), now)
+            until = min(longest, now + _seconds("timeout", request.timeout))
         return await self._waiting.wait(
             _asked(request.selector),
             call.access,

@@ -77,6 +77,8 @@ class ResumeToken:
         revision: Everything up to it was delivered.
         targets: Digest of the targets followed.
         uncovered: Those of them, as (account, Region), whose snapshot was not delivered in full.
+        as_of: Unix seconds. What a read shows that began later is no older than what was delivered, whoever
+            reads.
     """
 
     question: str
@@ -84,10 +86,12 @@ class ResumeToken:
     revision: int
     targets: str
     uncovered: tuple[tuple[str, str], ...] = ()
+    as_of: float = 0.0
 
     def encode(self) -> str:
         """The token as sent."""
-        return _pack([self.question, self.epoch, self.revision, self.targets, self.uncovered])
+        as_of = round(self.as_of, 3)
+        return _pack([self.question, self.epoch, self.revision, self.targets, self.uncovered, as_of])
 
     @classmethod
     def decode(cls, text: str, question: str) -> Self:
@@ -97,9 +101,9 @@ class ResumeToken:
             InvalidRequest: It is damaged, or belongs to another selector.
         """
         try:
-            asked, epoch, revision, targets, uncovered = _unpack(text)
+            asked, epoch, revision, targets, uncovered, as_of = _unpack(text)
             pairs = tuple((_text(account), _text(region)) for account, region in uncovered)
-            token = cls(_text(asked), _text(epoch), _whole(revision), _text(targets), pairs)
+            token = cls(_text(asked), _text(epoch), _whole(revision), _text(targets), pairs, _time(as_of))
         except (ValueError, TypeError) as error:
             raise _damaged("resume_token", "RESUME_TOKEN_INVALID") from error
         if token.question != question:

@@ -6,6 +6,7 @@ is at once when the caller's permission changes.
 """
 
 import functools
+import itertools
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -140,20 +141,20 @@ class Watching:
         meaning = _Meaning(resolution, permission, self._clock())
         tally.asks(resolution.targets)
         covered = self._covered(token, resolution)
-        if covered is None and token is not None and require_resume:
+        if require_resume and token is not None and not self._goes_on(token, covered):
             raise OutOfRange("RESUME_TOKEN_EXPIRED", "the resume_token cannot be continued here")
         yield self._started(resolution, resumed=covered is not None)
         with (
             self._followers.subscription(
                 asked.selection,
                 resolution.targets,
-                not_before=self._clock() - self._rhythm.busy,
+                not_before=self._not_before(token if covered is None else None),
                 revision=token.revision if token is not None and covered is not None else 0,
                 covered=covered or (),
             ) as subscription,
             access.listening(subscription.wake),
         ):
-            line = Line(self._epoch, asked.fingerprint, subscription, self._shared)
+            line = Line(self._epoch, asked.fingerprint, subscription, self._shared, self._clock)
             for message in (*line.resets(token, covered), *line.failures(resolution)):
                 access.check()
                 yield message
@@ -161,23 +162,25 @@ class Watching:
             ends_at = min(ends_at, access.expires)
             while now < ends_at and not self._followers.draining:
                 access.check()
-                messages: Sequence[Response] = ()
+                first: Sequence[Response] = ()
                 ended: Error | None = None
                 quiet_for = self._patience
                 if access.permission is not meaning.permission or now >= meaning.at + quiet_for:
                     before, (meaning, ended) = meaning, await self._again(asked, access.permission, now)
                     # Before anything else is told: what has ended is told no more of.
-                    messages = self._retargeted(line, before, meaning, tally)
+                    first = self._retargeted(line, before, meaning, tally)
                     # From here on one wake-up does for both.
                     quiet_for /= 2
                 group, news = line.news()
-                messages = (*messages, *news) if messages else news
-                if not messages and now >= heard_at + quiet_for:
+                messages = itertools.chain(first, news) if first else news
+                if not first and not group and now >= heard_at + quiet_for:
                     messages = (line.heartbeat(),)
+                is_quiet = True
                 for message in messages:
                     yield message
+                    is_quiet = False
                     access.check()
-                if messages:
+                if not is_quiet:
                     heard_at = now = self._clock()
                 if group.changes:
                     self._told(group, tally, now)
@@ -230,8 +233,8 @@ class Watching:
         if resolution is before.resolution and permission is before.permission:
             return []
         tally.asks(resolution.targets)
-        lost = line.retarget(resolution, permission, self._followers)
-        return [*line.failures(resolution), *line.messages(lost)]
+        changed = tuple(line.retarget(resolution, permission, self._followers))
+        return [*changed, *line.failures(resolution)]
 
     def _told(self, group: Group, tally: Tally, now: float) -> None:
         """All messages of a group, which has changes, have been taken by gRPC."""
@@ -247,6 +250,22 @@ class Watching:
         self._metrics.watch_lag(lag)
         if self._tracer is not None:
             self._tracer.told(tally, changes=count, began=group.began, ended=now)
+
+    def _not_before(self, foreign: ResumeToken | None) -> float:
+        """Unix seconds: what a snapshot shows was read then or later.
+
+        Who comes from another process with its token gets nothing older than what it holds.
+        """
+        now = self._clock()
+        known = now - self._rhythm.busy
+        return known if foreign is None else max(known, min(foreign.as_of, now))
+
+    def _goes_on(self, token: ResumeToken, covered: Sequence[Target] | None) -> bool:
+        """Whether all that has changed since the token can be told."""
+        if covered is None:
+            return False
+        followed = (self._followers.registry.of(target) for target in covered)
+        return all(token.revision >= tracked.view.floor for tracked in followed)
 
     def _covered(self, token: ResumeToken | None, resolution: Resolution) -> list[Target] | None:
         """The targets that the caller holds as of the token; None if the token means nothing here."""

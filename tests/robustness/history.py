@@ -66,7 +66,7 @@ class Mark(NamedTuple):
 
 
 def mark_of(token: str) -> Mark:
-    _, epoch, revision, _, uncovered = tokens._unpack(token)
+    _, epoch, revision, _, uncovered, _ = tokens._unpack(token)
     return Mark(epoch, revision, frozenset((account, region) for account, region in uncovered))
 
 

@@ -96,7 +96,7 @@ class Subscriber:
         elif resumes in {"future", "damaged"} and own:
             token, held = own[-1]
             if resumes == "future":
-                question, epoch, revision, targets, _ = _unpack(token)
+                question, epoch, revision, targets, *_ = _unpack(token)
                 token = ResumeToken(question, epoch, revision + 1_000_000, targets).encode()
             else:
                 token = token[:10] + ("A" if token[10] != "A" else "B") + token[11:]

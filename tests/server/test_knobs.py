@@ -14,7 +14,7 @@ import grpc
 import pytest
 import structlog
 from fake_ec2 import FakeWorld, Hold, aws_error
-from gateway_stage import PATIENCE, Gateway, Serve, failure, outcomes
+from gateway_stage import PATIENCE, Gateway, Serve, failure, outcomes, seconds
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from virtual import VirtualClock, run
@@ -479,6 +479,25 @@ async def test_default_deadline_ends_a_call_without_one(serve: Serve, world: Fak
     world.ec2("other").hang()
     refused = await failure(gateway.describe(None, accounts=["other"]))
     assert refused.reason == "DEADLINE"
+
+
+async def test_a_wait_with_a_timeout_of_its_own_lasts_longer_than_a_call_without_a_deadline(
+    serve: Serve, world: FakeWorld
+) -> None:
+    gateway = await serve(default_deadline=0.1)
+    task = world.ec2("other").add()
+    request = pb.WaitStoreImageTasksRequest(
+        selector=pb.TaskSelector(accounts=["other"]), timeout=seconds(PATIENCE)
+    )
+    waiting = asyncio.ensure_future(gateway.stub.WaitStoreImageTasks(request))
+    short = pb.WaitStoreImageTasksRequest(selector=request.selector)
+    assert (
+        await gateway.stub.WaitStoreImageTasks(short)
+    ).reason == pb.WaitStoreImageTasksResponse.REASON_TIMEOUT
+    assert not waiting.done()
+    world.ec2("other").end(task)
+    await gateway.describe(None, accounts=["other"], max_age=seconds(0))
+    assert (await waiting).done
 
 
 @proves("attempts", "connect_timeout")

@@ -75,6 +75,27 @@ def test_a_watch_that_may_see_less_gives_back_at_once_what_it_may_not() -> None:
     staged(scenario)
 
 
+def test_whoever_read_slowly_hears_nothing_of_what_came_after_access_ended() -> None:
+    async def scenario(stage: Stage) -> None:
+        ec2 = stage.world.ec2(region="us-east-1")
+        task = ec2.add(percentage=10)
+        access = Access(BOTH)
+        watcher = await stage.watch(access=access)
+        await watcher.during(1)
+        access.decide(LESS)
+        ec2.end(task)
+        # Somebody else has it read.
+        await (await stage.watch()).during(7)
+        events = await watcher.during(AT_ONCE)
+        (removed,) = [change for event in events for change in event.changes.changes]
+        assert removed.removal_reason == pb.TaskChange.REMOVAL_REASON_ACCESS_ENDED
+        assert removed.task.ami_id == task.ami_id
+        assert removed.task.store_task_state == pb.STORE_TASK_STATE_UNSPECIFIED
+        assert not removed.task.HasField("progress_percentage")
+
+    staged(scenario)
+
+
 def test_a_watch_that_may_see_more_gets_a_snapshot_of_it_at_once() -> None:
     async def scenario(stage: Stage) -> None:
         furnish(stage)

@@ -9,6 +9,7 @@ from watch_stage import REGIONS, Event, Stage, kinds, staged
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.errors import Error
+from imagetasks_server.follow import ENOUGH
 from imagetasks_server.service import Call
 
 
@@ -86,7 +87,7 @@ def test_a_token_that_means_nothing_here_gets_a_reset_or_out_of_range(trouble: s
         else:
             from imagetasks_server.tokens import ResumeToken, _unpack  # noqa: PLC0415
 
-            question, epoch, revision, targets, _ = _unpack(token)
+            question, epoch, revision, targets, *_ = _unpack(token)
             token = ResumeToken(question, epoch, revision + 1000, targets).encode()
         again = await stage.watch(resume=token)
         again.held = dict(watcher.held)
@@ -126,6 +127,50 @@ def test_a_place_before_dropped_tombstones_is_reset() -> None:
         events = await resumed.during(1)
         assert "reset" in kinds(events)
         assert resumed.held.keys() == other.held.keys()
+        refused = await stage.watch(resume=first.token, require=True)
+        with pytest.raises(Error) as caught:
+            await refused.next()
+        assert caught.value.reason == "RESUME_TOKEN_EXPIRED"
+
+    staged(scenario)
+
+
+def test_who_comes_from_another_process_gets_nothing_older_than_what_it_holds() -> None:
+    async def scenario(stage: Stage) -> None:
+        other = Stage(stage.clock)
+        other.world = stage.world
+        other.restart()
+        # It has just read when the task is created, and would not read again so soon.
+        await (await other.watch()).during(6)
+        stage.world.ec2().add()
+        watcher = await stage.watch()
+        await watcher.during(1)
+        calls = len(stage.world.calls)
+        again = await other.watch(resume=watcher.token)
+        await again.next("reset")
+        again.held = {}
+        await again.during(1)
+        assert again.held.keys() == watcher.held.keys()
+        # Once for all who come so.
+        for _ in range(20):
+            await (await other.watch(resume=watcher.token)).during(0.01)
+        assert len(stage.world.calls) - calls == len(REGIONS)
+        await other.close()
+
+    staged(scenario)
+
+
+def test_a_snapshot_of_many_targets_comes_in_groups() -> None:
+    async def scenario(stage: Stage) -> None:
+        for region in REGIONS:
+            stage.world.ec2(region=region).add_ended(ENOUGH)
+        # Then both are known when the watch comes.
+        await (await stage.watch()).during(1)
+        watcher = await stage.watch()
+        events = await watcher.during(1)
+        covered = [event.snapshot_complete.targets for event in events if event.HasField("snapshot_complete")]
+        assert [[target.region for target in group] for group in covered] == [[region] for region in REGIONS]
+        assert len(watcher.held) == ENOUGH * len(REGIONS)
 
     staged(scenario)
 

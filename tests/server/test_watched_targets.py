@@ -38,6 +38,12 @@ def statuses(events: list[Event], account: str) -> list[bool]:
     ]
 
 
+def listed(events: list[Event]) -> list[str]:
+    """The accounts of the targets that are followed, as told last."""
+    changed = [event.targets_changed for event in events if event.HasField("targets_changed")]
+    return [target.account for target in changed[-1].targets]
+
+
 async def busy(stage: Stage, watcher: Watcher, seconds: float) -> list[Event]:
     """Watch while there is something to tell more often than heartbeats would come."""
     (task,) = stage.world.ec2().tasks
@@ -59,6 +65,11 @@ def test_an_account_that_goes_is_taken_back_however_much_there_is_to_tell() -> N
         events = await busy(stage, watcher, HEARTBEAT + 1)
         removed = [c for e in events for c in e.changes.changes if c.type == pb.TaskChange.TYPE_REMOVED]
         assert [c.removal_reason for c in removed] == [pb.TaskChange.REMOVAL_REASON_ACCESS_ENDED]
+        # Behind what was taken back.
+        assert kinds(events).index("targets_changed") > events.index(
+            next(event for event in events if removed[0] in event.changes.changes)
+        )
+        assert listed(events) == ["main", "main"]
         assert {task.account for task in watcher.held.values()} == {"main"}
 
     staged(scenario, poll_interval=2)
@@ -98,8 +109,11 @@ def test_that_an_account_was_found_out_after_all_is_told() -> None:
         watcher = await stage.watch()
         await watcher.during(60)
         hold.release()
-        await watcher.during(60)
+        events = await watcher.during(60)
         assert statuses(watcher.seen, "late") == [True, False]
+        # What is followed now is said before that all is well again: a client may hold tasks of it.
+        assert kinds(events)[:3] == ["targets_changed", "target_status", "changes"]
+        assert listed(events) == ["late", "main", "main"]
         assert len(watcher.held) == 1
 
     staged(scenario)

@@ -496,7 +496,7 @@ func (x WatchStoreImageTasksResponse_Closing_Reason) Number() protoreflect.EnumN
 
 // Deprecated: Use WatchStoreImageTasksResponse_Closing_Reason.Descriptor instead.
 func (WatchStoreImageTasksResponse_Closing_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP(), []int{11, 6, 0}
+	return file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP(), []int{11, 7, 0}
 }
 
 // What happened to the task, as seen through the selector.
@@ -1643,6 +1643,7 @@ type WatchStoreImageTasksResponse struct {
 	//	*WatchStoreImageTasksResponse_TargetStatus_
 	//	*WatchStoreImageTasksResponse_Reset_
 	//	*WatchStoreImageTasksResponse_Closing_
+	//	*WatchStoreImageTasksResponse_TargetsChanged_
 	Event         isWatchStoreImageTasksResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1755,6 +1756,15 @@ func (x *WatchStoreImageTasksResponse) GetClosing() *WatchStoreImageTasksRespons
 	return nil
 }
 
+func (x *WatchStoreImageTasksResponse) GetTargetsChanged() *WatchStoreImageTasksResponse_TargetsChanged {
+	if x != nil {
+		if x, ok := x.Event.(*WatchStoreImageTasksResponse_TargetsChanged_); ok {
+			return x.TargetsChanged
+		}
+	}
+	return nil
+}
+
 type isWatchStoreImageTasksResponse_Event interface {
 	isWatchStoreImageTasksResponse_Event()
 }
@@ -1794,6 +1804,11 @@ type WatchStoreImageTasksResponse_Closing_ struct {
 	Closing *WatchStoreImageTasksResponse_Closing `protobuf:"bytes,8,opt,name=closing,proto3,oneof"`
 }
 
+type WatchStoreImageTasksResponse_TargetsChanged_ struct {
+	// Targets came or went.
+	TargetsChanged *WatchStoreImageTasksResponse_TargetsChanged `protobuf:"bytes,9,opt,name=targets_changed,json=targetsChanged,proto3,oneof"`
+}
+
 func (*WatchStoreImageTasksResponse_Started_) isWatchStoreImageTasksResponse_Event() {}
 
 func (*WatchStoreImageTasksResponse_Changes_) isWatchStoreImageTasksResponse_Event() {}
@@ -1808,6 +1823,8 @@ func (*WatchStoreImageTasksResponse_Reset_) isWatchStoreImageTasksResponse_Event
 
 func (*WatchStoreImageTasksResponse_Closing_) isWatchStoreImageTasksResponse_Event() {}
 
+func (*WatchStoreImageTasksResponse_TargetsChanged_) isWatchStoreImageTasksResponse_Event() {}
+
 // One task's change.
 type TaskChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1815,7 +1832,8 @@ type TaskChange struct {
 	Type TaskChange_Type `protobuf:"varint,1,opt,name=type,proto3,enum=imagetasks.v1.TaskChange_Type" json:"type,omitempty"`
 	// Set when removed.
 	RemovalReason TaskChange_RemovalReason `protobuf:"varint,2,opt,name=removal_reason,json=removalReason,proto3,enum=imagetasks.v1.TaskChange_RemovalReason" json:"removal_reason,omitempty"`
-	// The task's newest state; when removed, its last.
+	// The task's newest state; when removed, its last. Removed because access has
+	// ended: only what identifies it.
 	Task          *StoreImageTaskResult `protobuf:"bytes,3,opt,name=task,proto3" json:"task,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2671,6 +2689,53 @@ func (x *WatchStoreImageTasksResponse_SnapshotComplete) GetTargets() []*Target {
 	return nil
 }
 
+// Some targets came or went. Of those that came a snapshot follows, as after
+// the start; of those that went all tasks have been taken back.
+type WatchStoreImageTasksResponse_TargetsChanged struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All targets that are followed from now on.
+	Targets       []*Target `protobuf:"bytes,1,rep,name=targets,proto3" json:"targets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchStoreImageTasksResponse_TargetsChanged) Reset() {
+	*x = WatchStoreImageTasksResponse_TargetsChanged{}
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchStoreImageTasksResponse_TargetsChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchStoreImageTasksResponse_TargetsChanged) ProtoMessage() {}
+
+func (x *WatchStoreImageTasksResponse_TargetsChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchStoreImageTasksResponse_TargetsChanged.ProtoReflect.Descriptor instead.
+func (*WatchStoreImageTasksResponse_TargetsChanged) Descriptor() ([]byte, []int) {
+	return file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP(), []int{11, 3}
+}
+
+func (x *WatchStoreImageTasksResponse_TargetsChanged) GetTargets() []*Target {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
 // Everything up to resume_token has been delivered.
 type WatchStoreImageTasksResponse_Heartbeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2680,7 +2745,7 @@ type WatchStoreImageTasksResponse_Heartbeat struct {
 
 func (x *WatchStoreImageTasksResponse_Heartbeat) Reset() {
 	*x = WatchStoreImageTasksResponse_Heartbeat{}
-	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[25]
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2692,7 +2757,7 @@ func (x *WatchStoreImageTasksResponse_Heartbeat) String() string {
 func (*WatchStoreImageTasksResponse_Heartbeat) ProtoMessage() {}
 
 func (x *WatchStoreImageTasksResponse_Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[25]
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2705,7 +2770,7 @@ func (x *WatchStoreImageTasksResponse_Heartbeat) ProtoReflect() protoreflect.Mes
 
 // Deprecated: Use WatchStoreImageTasksResponse_Heartbeat.ProtoReflect.Descriptor instead.
 func (*WatchStoreImageTasksResponse_Heartbeat) Descriptor() ([]byte, []int) {
-	return file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP(), []int{11, 3}
+	return file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP(), []int{11, 4}
 }
 
 // A target became stale, or recovered.
@@ -2723,7 +2788,7 @@ type WatchStoreImageTasksResponse_TargetStatus struct {
 
 func (x *WatchStoreImageTasksResponse_TargetStatus) Reset() {
 	*x = WatchStoreImageTasksResponse_TargetStatus{}
-	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[26]
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +2800,7 @@ func (x *WatchStoreImageTasksResponse_TargetStatus) String() string {
 func (*WatchStoreImageTasksResponse_TargetStatus) ProtoMessage() {}
 
 func (x *WatchStoreImageTasksResponse_TargetStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[26]
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +2813,7 @@ func (x *WatchStoreImageTasksResponse_TargetStatus) ProtoReflect() protoreflect.
 
 // Deprecated: Use WatchStoreImageTasksResponse_TargetStatus.ProtoReflect.Descriptor instead.
 func (*WatchStoreImageTasksResponse_TargetStatus) Descriptor() ([]byte, []int) {
-	return file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP(), []int{11, 4}
+	return file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP(), []int{11, 5}
 }
 
 func (x *WatchStoreImageTasksResponse_TargetStatus) GetTarget() *Target {
@@ -2783,7 +2848,7 @@ type WatchStoreImageTasksResponse_Reset struct {
 
 func (x *WatchStoreImageTasksResponse_Reset) Reset() {
 	*x = WatchStoreImageTasksResponse_Reset{}
-	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[27]
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +2860,7 @@ func (x *WatchStoreImageTasksResponse_Reset) String() string {
 func (*WatchStoreImageTasksResponse_Reset) ProtoMessage() {}
 
 func (x *WatchStoreImageTasksResponse_Reset) ProtoReflect() protoreflect.Message {
-	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[27]
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +2873,7 @@ func (x *WatchStoreImageTasksResponse_Reset) ProtoReflect() protoreflect.Message
 
 // Deprecated: Use WatchStoreImageTasksResponse_Reset.ProtoReflect.Descriptor instead.
 func (*WatchStoreImageTasksResponse_Reset) Descriptor() ([]byte, []int) {
-	return file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP(), []int{11, 5}
+	return file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP(), []int{11, 6}
 }
 
 func (x *WatchStoreImageTasksResponse_Reset) GetTargets() []*Target {
@@ -2830,7 +2895,7 @@ type WatchStoreImageTasksResponse_Closing struct {
 
 func (x *WatchStoreImageTasksResponse_Closing) Reset() {
 	*x = WatchStoreImageTasksResponse_Closing{}
-	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[28]
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +2907,7 @@ func (x *WatchStoreImageTasksResponse_Closing) String() string {
 func (*WatchStoreImageTasksResponse_Closing) ProtoMessage() {}
 
 func (x *WatchStoreImageTasksResponse_Closing) ProtoReflect() protoreflect.Message {
-	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[28]
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +2920,7 @@ func (x *WatchStoreImageTasksResponse_Closing) ProtoReflect() protoreflect.Messa
 
 // Deprecated: Use WatchStoreImageTasksResponse_Closing.ProtoReflect.Descriptor instead.
 func (*WatchStoreImageTasksResponse_Closing) Descriptor() ([]byte, []int) {
-	return file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP(), []int{11, 6}
+	return file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP(), []int{11, 7}
 }
 
 func (x *WatchStoreImageTasksResponse_Closing) GetReason() WatchStoreImageTasksResponse_Closing_Reason {
@@ -2882,7 +2947,7 @@ type TargetFailures_Failure struct {
 
 func (x *TargetFailures_Failure) Reset() {
 	*x = TargetFailures_Failure{}
-	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[29]
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +2959,7 @@ func (x *TargetFailures_Failure) String() string {
 func (*TargetFailures_Failure) ProtoMessage() {}
 
 func (x *TargetFailures_Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[29]
+	mi := &file_imagetasks_v1_store_image_tasks_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3033,7 +3098,7 @@ const file_imagetasks_v1_store_image_tasks_proto_rawDesc = "" +
 	"\x1bWatchStoreImageTasksRequest\x127\n" +
 	"\bselector\x18\x01 \x01(\v2\x1b.imagetasks.v1.TaskSelectorR\bselector\x12!\n" +
 	"\fresume_token\x18\x02 \x01(\tR\vresumeToken\x12%\n" +
-	"\x0erequire_resume\x18\x03 \x01(\bR\rrequireResume\"\xc6\f\n" +
+	"\x0erequire_resume\x18\x03 \x01(\bR\rrequireResume\"\xf0\r\n" +
 	"\x1cWatchStoreImageTasksResponse\x12&\n" +
 	"\fresume_token\x18\x01 \x01(\tH\x01R\vresumeToken\x88\x01\x01\x12O\n" +
 	"\astarted\x18\x02 \x01(\v23.imagetasks.v1.WatchStoreImageTasksResponse.StartedH\x00R\astarted\x12O\n" +
@@ -3042,7 +3107,8 @@ const file_imagetasks_v1_store_image_tasks_proto_rawDesc = "" +
 	"\theartbeat\x18\x05 \x01(\v25.imagetasks.v1.WatchStoreImageTasksResponse.HeartbeatH\x00R\theartbeat\x12_\n" +
 	"\rtarget_status\x18\x06 \x01(\v28.imagetasks.v1.WatchStoreImageTasksResponse.TargetStatusH\x00R\ftargetStatus\x12I\n" +
 	"\x05reset\x18\a \x01(\v21.imagetasks.v1.WatchStoreImageTasksResponse.ResetH\x00R\x05reset\x12O\n" +
-	"\aclosing\x18\b \x01(\v23.imagetasks.v1.WatchStoreImageTasksResponse.ClosingH\x00R\aclosing\x1a\xa7\x02\n" +
+	"\aclosing\x18\b \x01(\v23.imagetasks.v1.WatchStoreImageTasksResponse.ClosingH\x00R\aclosing\x12e\n" +
+	"\x0ftargets_changed\x18\t \x01(\v2:.imagetasks.v1.WatchStoreImageTasksResponse.TargetsChangedH\x00R\x0etargetsChanged\x1a\xa7\x02\n" +
 	"\aStarted\x12\x18\n" +
 	"\aresumed\x18\x01 \x01(\bR\aresumed\x12H\n" +
 	"\x12heartbeat_interval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\x12>\n" +
@@ -3053,6 +3119,8 @@ const file_imagetasks_v1_store_image_tasks_proto_rawDesc = "" +
 	"\achanges\x18\x01 \x03(\v2\x19.imagetasks.v1.TaskChangeR\achanges\x12\x1c\n" +
 	"\tcontinued\x18\x02 \x01(\bR\tcontinued\x1aC\n" +
 	"\x10SnapshotComplete\x12/\n" +
+	"\atargets\x18\x01 \x03(\v2\x15.imagetasks.v1.TargetR\atargets\x1aA\n" +
+	"\x0eTargetsChanged\x12/\n" +
 	"\atargets\x18\x01 \x03(\v2\x15.imagetasks.v1.TargetR\atargets\x1a\v\n" +
 	"\tHeartbeat\x1a\xa2\x01\n" +
 	"\fTargetStatus\x12-\n" +
@@ -3213,7 +3281,7 @@ func file_imagetasks_v1_store_image_tasks_proto_rawDescGZIP() []byte {
 }
 
 var file_imagetasks_v1_store_image_tasks_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_imagetasks_v1_store_image_tasks_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_imagetasks_v1_store_image_tasks_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_imagetasks_v1_store_image_tasks_proto_goTypes = []any{
 	(StoreTaskState)(0), // 0: imagetasks.v1.StoreTaskState
 	(Source)(0),         // 1: imagetasks.v1.Source
@@ -3248,32 +3316,33 @@ var file_imagetasks_v1_store_image_tasks_proto_goTypes = []any{
 	(*WatchStoreImageTasksResponse_Started)(nil),          // 30: imagetasks.v1.WatchStoreImageTasksResponse.Started
 	(*WatchStoreImageTasksResponse_Changes)(nil),          // 31: imagetasks.v1.WatchStoreImageTasksResponse.Changes
 	(*WatchStoreImageTasksResponse_SnapshotComplete)(nil), // 32: imagetasks.v1.WatchStoreImageTasksResponse.SnapshotComplete
-	(*WatchStoreImageTasksResponse_Heartbeat)(nil),        // 33: imagetasks.v1.WatchStoreImageTasksResponse.Heartbeat
-	(*WatchStoreImageTasksResponse_TargetStatus)(nil),     // 34: imagetasks.v1.WatchStoreImageTasksResponse.TargetStatus
-	(*WatchStoreImageTasksResponse_Reset)(nil),            // 35: imagetasks.v1.WatchStoreImageTasksResponse.Reset
-	(*WatchStoreImageTasksResponse_Closing)(nil),          // 36: imagetasks.v1.WatchStoreImageTasksResponse.Closing
-	(*TargetFailures_Failure)(nil),                        // 37: imagetasks.v1.TargetFailures.Failure
-	(*timestamppb.Timestamp)(nil),                         // 38: google.protobuf.Timestamp
-	(*status.Status)(nil),                                 // 39: google.rpc.Status
-	(*durationpb.Duration)(nil),                           // 40: google.protobuf.Duration
+	(*WatchStoreImageTasksResponse_TargetsChanged)(nil),   // 33: imagetasks.v1.WatchStoreImageTasksResponse.TargetsChanged
+	(*WatchStoreImageTasksResponse_Heartbeat)(nil),        // 34: imagetasks.v1.WatchStoreImageTasksResponse.Heartbeat
+	(*WatchStoreImageTasksResponse_TargetStatus)(nil),     // 35: imagetasks.v1.WatchStoreImageTasksResponse.TargetStatus
+	(*WatchStoreImageTasksResponse_Reset)(nil),            // 36: imagetasks.v1.WatchStoreImageTasksResponse.Reset
+	(*WatchStoreImageTasksResponse_Closing)(nil),          // 37: imagetasks.v1.WatchStoreImageTasksResponse.Closing
+	(*TargetFailures_Failure)(nil),                        // 38: imagetasks.v1.TargetFailures.Failure
+	(*timestamppb.Timestamp)(nil),                         // 39: google.protobuf.Timestamp
+	(*status.Status)(nil),                                 // 40: google.rpc.Status
+	(*durationpb.Duration)(nil),                           // 41: google.protobuf.Duration
 }
 var file_imagetasks_v1_store_image_tasks_proto_depIdxs = []int32{
-	38, // 0: imagetasks.v1.StoreImageTaskResult.task_start_time:type_name -> google.protobuf.Timestamp
+	39, // 0: imagetasks.v1.StoreImageTaskResult.task_start_time:type_name -> google.protobuf.Timestamp
 	0,  // 1: imagetasks.v1.StoreImageTaskResult.store_task_state:type_name -> imagetasks.v1.StoreTaskState
 	9,  // 2: imagetasks.v1.StoreImageTaskResult.pace:type_name -> imagetasks.v1.TaskPace
-	38, // 3: imagetasks.v1.TaskPace.last_progress_time:type_name -> google.protobuf.Timestamp
-	38, // 4: imagetasks.v1.TaskPace.estimated_completion_time:type_name -> google.protobuf.Timestamp
+	39, // 3: imagetasks.v1.TaskPace.last_progress_time:type_name -> google.protobuf.Timestamp
+	39, // 4: imagetasks.v1.TaskPace.estimated_completion_time:type_name -> google.protobuf.Timestamp
 	10, // 5: imagetasks.v1.TargetOutcome.target:type_name -> imagetasks.v1.Target
-	39, // 6: imagetasks.v1.TargetOutcome.status:type_name -> google.rpc.Status
+	40, // 6: imagetasks.v1.TargetOutcome.status:type_name -> google.rpc.Status
 	1,  // 7: imagetasks.v1.TargetOutcome.source:type_name -> imagetasks.v1.Source
-	38, // 8: imagetasks.v1.TargetOutcome.read_time:type_name -> google.protobuf.Timestamp
+	39, // 8: imagetasks.v1.TargetOutcome.read_time:type_name -> google.protobuf.Timestamp
 	11, // 9: imagetasks.v1.DescribeStoreImageTasksRequest.filters:type_name -> imagetasks.v1.Filter
-	40, // 10: imagetasks.v1.DescribeStoreImageTasksRequest.max_age:type_name -> google.protobuf.Duration
+	41, // 10: imagetasks.v1.DescribeStoreImageTasksRequest.max_age:type_name -> google.protobuf.Duration
 	8,  // 11: imagetasks.v1.DescribeStoreImageTasksResponse.store_image_task_results:type_name -> imagetasks.v1.StoreImageTaskResult
 	12, // 12: imagetasks.v1.DescribeStoreImageTasksResponse.target_outcomes:type_name -> imagetasks.v1.TargetOutcome
 	11, // 13: imagetasks.v1.TaskSelector.filters:type_name -> imagetasks.v1.Filter
 	15, // 14: imagetasks.v1.StreamStoreImageTasksRequest.selector:type_name -> imagetasks.v1.TaskSelector
-	40, // 15: imagetasks.v1.StreamStoreImageTasksRequest.max_age:type_name -> google.protobuf.Duration
+	41, // 15: imagetasks.v1.StreamStoreImageTasksRequest.max_age:type_name -> google.protobuf.Duration
 	28, // 16: imagetasks.v1.StreamStoreImageTasksResponse.page:type_name -> imagetasks.v1.StreamStoreImageTasksResponse.Page
 	12, // 17: imagetasks.v1.StreamStoreImageTasksResponse.outcome:type_name -> imagetasks.v1.TargetOutcome
 	29, // 18: imagetasks.v1.StreamStoreImageTasksResponse.summary:type_name -> imagetasks.v1.StreamStoreImageTasksResponse.Summary
@@ -3281,54 +3350,56 @@ var file_imagetasks_v1_store_image_tasks_proto_depIdxs = []int32{
 	30, // 20: imagetasks.v1.WatchStoreImageTasksResponse.started:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.Started
 	31, // 21: imagetasks.v1.WatchStoreImageTasksResponse.changes:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.Changes
 	32, // 22: imagetasks.v1.WatchStoreImageTasksResponse.snapshot_complete:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.SnapshotComplete
-	33, // 23: imagetasks.v1.WatchStoreImageTasksResponse.heartbeat:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.Heartbeat
-	34, // 24: imagetasks.v1.WatchStoreImageTasksResponse.target_status:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.TargetStatus
-	35, // 25: imagetasks.v1.WatchStoreImageTasksResponse.reset:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.Reset
-	36, // 26: imagetasks.v1.WatchStoreImageTasksResponse.closing:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.Closing
-	5,  // 27: imagetasks.v1.TaskChange.type:type_name -> imagetasks.v1.TaskChange.Type
-	6,  // 28: imagetasks.v1.TaskChange.removal_reason:type_name -> imagetasks.v1.TaskChange.RemovalReason
-	8,  // 29: imagetasks.v1.TaskChange.task:type_name -> imagetasks.v1.StoreImageTaskResult
-	15, // 30: imagetasks.v1.WaitStoreImageTasksRequest.selector:type_name -> imagetasks.v1.TaskSelector
-	40, // 31: imagetasks.v1.WaitStoreImageTasksRequest.timeout:type_name -> google.protobuf.Duration
-	7,  // 32: imagetasks.v1.WaitStoreImageTasksResponse.reason:type_name -> imagetasks.v1.WaitStoreImageTasksResponse.Reason
-	8,  // 33: imagetasks.v1.WaitStoreImageTasksResponse.store_image_task_results:type_name -> imagetasks.v1.StoreImageTaskResult
-	12, // 34: imagetasks.v1.WaitStoreImageTasksResponse.target_outcomes:type_name -> imagetasks.v1.TargetOutcome
-	25, // 35: imagetasks.v1.ListTargetsResponse.targets:type_name -> imagetasks.v1.TargetState
-	10, // 36: imagetasks.v1.TargetState.target:type_name -> imagetasks.v1.Target
-	38, // 37: imagetasks.v1.TargetState.read_time:type_name -> google.protobuf.Timestamp
-	39, // 38: imagetasks.v1.TargetState.last_error:type_name -> google.rpc.Status
-	40, // 39: imagetasks.v1.TargetState.poll_interval:type_name -> google.protobuf.Duration
-	26, // 40: imagetasks.v1.TargetState.budget:type_name -> imagetasks.v1.Budget
-	2,  // 41: imagetasks.v1.TargetState.region_source:type_name -> imagetasks.v1.RegionSource
-	37, // 42: imagetasks.v1.TargetFailures.failures:type_name -> imagetasks.v1.TargetFailures.Failure
-	10, // 43: imagetasks.v1.StreamStoreImageTasksResponse.Page.target:type_name -> imagetasks.v1.Target
-	8,  // 44: imagetasks.v1.StreamStoreImageTasksResponse.Page.store_image_task_results:type_name -> imagetasks.v1.StoreImageTaskResult
-	40, // 45: imagetasks.v1.WatchStoreImageTasksResponse.Started.heartbeat_interval:type_name -> google.protobuf.Duration
-	40, // 46: imagetasks.v1.WatchStoreImageTasksResponse.Started.poll_interval:type_name -> google.protobuf.Duration
-	40, // 47: imagetasks.v1.WatchStoreImageTasksResponse.Started.idle_poll_interval:type_name -> google.protobuf.Duration
-	10, // 48: imagetasks.v1.WatchStoreImageTasksResponse.Started.targets:type_name -> imagetasks.v1.Target
-	20, // 49: imagetasks.v1.WatchStoreImageTasksResponse.Changes.changes:type_name -> imagetasks.v1.TaskChange
-	10, // 50: imagetasks.v1.WatchStoreImageTasksResponse.SnapshotComplete.targets:type_name -> imagetasks.v1.Target
-	10, // 51: imagetasks.v1.WatchStoreImageTasksResponse.TargetStatus.target:type_name -> imagetasks.v1.Target
-	39, // 52: imagetasks.v1.WatchStoreImageTasksResponse.TargetStatus.status:type_name -> google.rpc.Status
-	38, // 53: imagetasks.v1.WatchStoreImageTasksResponse.TargetStatus.read_time:type_name -> google.protobuf.Timestamp
-	10, // 54: imagetasks.v1.WatchStoreImageTasksResponse.Reset.targets:type_name -> imagetasks.v1.Target
-	4,  // 55: imagetasks.v1.WatchStoreImageTasksResponse.Closing.reason:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.Closing.Reason
-	13, // 56: imagetasks.v1.StoreImageTaskService.DescribeStoreImageTasks:input_type -> imagetasks.v1.DescribeStoreImageTasksRequest
-	16, // 57: imagetasks.v1.StoreImageTaskService.StreamStoreImageTasks:input_type -> imagetasks.v1.StreamStoreImageTasksRequest
-	18, // 58: imagetasks.v1.StoreImageTaskService.WatchStoreImageTasks:input_type -> imagetasks.v1.WatchStoreImageTasksRequest
-	21, // 59: imagetasks.v1.StoreImageTaskService.WaitStoreImageTasks:input_type -> imagetasks.v1.WaitStoreImageTasksRequest
-	23, // 60: imagetasks.v1.StoreImageTaskService.ListTargets:input_type -> imagetasks.v1.ListTargetsRequest
-	14, // 61: imagetasks.v1.StoreImageTaskService.DescribeStoreImageTasks:output_type -> imagetasks.v1.DescribeStoreImageTasksResponse
-	17, // 62: imagetasks.v1.StoreImageTaskService.StreamStoreImageTasks:output_type -> imagetasks.v1.StreamStoreImageTasksResponse
-	19, // 63: imagetasks.v1.StoreImageTaskService.WatchStoreImageTasks:output_type -> imagetasks.v1.WatchStoreImageTasksResponse
-	22, // 64: imagetasks.v1.StoreImageTaskService.WaitStoreImageTasks:output_type -> imagetasks.v1.WaitStoreImageTasksResponse
-	24, // 65: imagetasks.v1.StoreImageTaskService.ListTargets:output_type -> imagetasks.v1.ListTargetsResponse
-	61, // [61:66] is the sub-list for method output_type
-	56, // [56:61] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	34, // 23: imagetasks.v1.WatchStoreImageTasksResponse.heartbeat:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.Heartbeat
+	35, // 24: imagetasks.v1.WatchStoreImageTasksResponse.target_status:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.TargetStatus
+	36, // 25: imagetasks.v1.WatchStoreImageTasksResponse.reset:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.Reset
+	37, // 26: imagetasks.v1.WatchStoreImageTasksResponse.closing:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.Closing
+	33, // 27: imagetasks.v1.WatchStoreImageTasksResponse.targets_changed:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.TargetsChanged
+	5,  // 28: imagetasks.v1.TaskChange.type:type_name -> imagetasks.v1.TaskChange.Type
+	6,  // 29: imagetasks.v1.TaskChange.removal_reason:type_name -> imagetasks.v1.TaskChange.RemovalReason
+	8,  // 30: imagetasks.v1.TaskChange.task:type_name -> imagetasks.v1.StoreImageTaskResult
+	15, // 31: imagetasks.v1.WaitStoreImageTasksRequest.selector:type_name -> imagetasks.v1.TaskSelector
+	41, // 32: imagetasks.v1.WaitStoreImageTasksRequest.timeout:type_name -> google.protobuf.Duration
+	7,  // 33: imagetasks.v1.WaitStoreImageTasksResponse.reason:type_name -> imagetasks.v1.WaitStoreImageTasksResponse.Reason
+	8,  // 34: imagetasks.v1.WaitStoreImageTasksResponse.store_image_task_results:type_name -> imagetasks.v1.StoreImageTaskResult
+	12, // 35: imagetasks.v1.WaitStoreImageTasksResponse.target_outcomes:type_name -> imagetasks.v1.TargetOutcome
+	25, // 36: imagetasks.v1.ListTargetsResponse.targets:type_name -> imagetasks.v1.TargetState
+	10, // 37: imagetasks.v1.TargetState.target:type_name -> imagetasks.v1.Target
+	39, // 38: imagetasks.v1.TargetState.read_time:type_name -> google.protobuf.Timestamp
+	40, // 39: imagetasks.v1.TargetState.last_error:type_name -> google.rpc.Status
+	41, // 40: imagetasks.v1.TargetState.poll_interval:type_name -> google.protobuf.Duration
+	26, // 41: imagetasks.v1.TargetState.budget:type_name -> imagetasks.v1.Budget
+	2,  // 42: imagetasks.v1.TargetState.region_source:type_name -> imagetasks.v1.RegionSource
+	38, // 43: imagetasks.v1.TargetFailures.failures:type_name -> imagetasks.v1.TargetFailures.Failure
+	10, // 44: imagetasks.v1.StreamStoreImageTasksResponse.Page.target:type_name -> imagetasks.v1.Target
+	8,  // 45: imagetasks.v1.StreamStoreImageTasksResponse.Page.store_image_task_results:type_name -> imagetasks.v1.StoreImageTaskResult
+	41, // 46: imagetasks.v1.WatchStoreImageTasksResponse.Started.heartbeat_interval:type_name -> google.protobuf.Duration
+	41, // 47: imagetasks.v1.WatchStoreImageTasksResponse.Started.poll_interval:type_name -> google.protobuf.Duration
+	41, // 48: imagetasks.v1.WatchStoreImageTasksResponse.Started.idle_poll_interval:type_name -> google.protobuf.Duration
+	10, // 49: imagetasks.v1.WatchStoreImageTasksResponse.Started.targets:type_name -> imagetasks.v1.Target
+	20, // 50: imagetasks.v1.WatchStoreImageTasksResponse.Changes.changes:type_name -> imagetasks.v1.TaskChange
+	10, // 51: imagetasks.v1.WatchStoreImageTasksResponse.SnapshotComplete.targets:type_name -> imagetasks.v1.Target
+	10, // 52: imagetasks.v1.WatchStoreImageTasksResponse.TargetsChanged.targets:type_name -> imagetasks.v1.Target
+	10, // 53: imagetasks.v1.WatchStoreImageTasksResponse.TargetStatus.target:type_name -> imagetasks.v1.Target
+	40, // 54: imagetasks.v1.WatchStoreImageTasksResponse.TargetStatus.status:type_name -> google.rpc.Status
+	39, // 55: imagetasks.v1.WatchStoreImageTasksResponse.TargetStatus.read_time:type_name -> google.protobuf.Timestamp
+	10, // 56: imagetasks.v1.WatchStoreImageTasksResponse.Reset.targets:type_name -> imagetasks.v1.Target
+	4,  // 57: imagetasks.v1.WatchStoreImageTasksResponse.Closing.reason:type_name -> imagetasks.v1.WatchStoreImageTasksResponse.Closing.Reason
+	13, // 58: imagetasks.v1.StoreImageTaskService.DescribeStoreImageTasks:input_type -> imagetasks.v1.DescribeStoreImageTasksRequest
+	16, // 59: imagetasks.v1.StoreImageTaskService.StreamStoreImageTasks:input_type -> imagetasks.v1.StreamStoreImageTasksRequest
+	18, // 60: imagetasks.v1.StoreImageTaskService.WatchStoreImageTasks:input_type -> imagetasks.v1.WatchStoreImageTasksRequest
+	21, // 61: imagetasks.v1.StoreImageTaskService.WaitStoreImageTasks:input_type -> imagetasks.v1.WaitStoreImageTasksRequest
+	23, // 62: imagetasks.v1.StoreImageTaskService.ListTargets:input_type -> imagetasks.v1.ListTargetsRequest
+	14, // 63: imagetasks.v1.StoreImageTaskService.DescribeStoreImageTasks:output_type -> imagetasks.v1.DescribeStoreImageTasksResponse
+	17, // 64: imagetasks.v1.StoreImageTaskService.StreamStoreImageTasks:output_type -> imagetasks.v1.StreamStoreImageTasksResponse
+	19, // 65: imagetasks.v1.StoreImageTaskService.WatchStoreImageTasks:output_type -> imagetasks.v1.WatchStoreImageTasksResponse
+	22, // 66: imagetasks.v1.StoreImageTaskService.WaitStoreImageTasks:output_type -> imagetasks.v1.WaitStoreImageTasksResponse
+	24, // 67: imagetasks.v1.StoreImageTaskService.ListTargets:output_type -> imagetasks.v1.ListTargetsResponse
+	63, // [63:68] is the sub-list for method output_type
+	58, // [58:63] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_imagetasks_v1_store_image_tasks_proto_init() }
@@ -3354,6 +3425,7 @@ func file_imagetasks_v1_store_image_tasks_proto_init() {
 		(*WatchStoreImageTasksResponse_TargetStatus_)(nil),
 		(*WatchStoreImageTasksResponse_Reset_)(nil),
 		(*WatchStoreImageTasksResponse_Closing_)(nil),
+		(*WatchStoreImageTasksResponse_TargetsChanged_)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3361,7 +3433,7 @@ func file_imagetasks_v1_store_image_tasks_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagetasks_v1_store_image_tasks_proto_rawDesc), len(file_imagetasks_v1_store_image_tasks_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

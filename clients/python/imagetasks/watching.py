@@ -177,6 +177,9 @@ class Watched:
                 changes = list(self._end_group([_place(each) for each in message.snapshot_complete.targets]))
             case "target_status":
                 self._note(message.target_status)
+            case "targets_changed":
+                self._follow(set(map(_place, message.targets_changed.targets)))
+                changes = list(self._drop_unlisted())
             case "heartbeat":
                 changes = list(self._drop_unlisted())
         # Not within a group: what is before the token would be lost.
@@ -219,6 +222,15 @@ class Watched:
         self._stale.clear()
         if not started.resumed:
             self._reset(())
+
+    def _follow(self, targets: set[Place]) -> None:
+        for gone in self._targets - targets:
+            self._covered.discard(gone)
+            self._snapshots.pop(gone, None)
+            self._stale.pop(gone, None)
+            # Should it come back, its tasks are no news.
+            self._seen.discard(gone)
+        self._targets = targets
 
     def _reset(self, places: Iterable[Place]) -> None:
         named = set(places)
@@ -288,7 +300,9 @@ class Watched:
         held = self._tasks[place].pop(last.task_id, None)
         if held is None:
             return
-        task = held if _goes_back(held, last) else last
+        # Of a task that may be seen no more the gateway tells no state.
+        is_untold = reason == pb.TaskChange.REMOVAL_REASON_ACCESS_ENDED
+        task = held if is_untold or _goes_back(held, last) else last
         if has_ended(task):
             self._gone[task.task_id] = task
             if len(self._gone) > _REMEMBERED:
@@ -304,7 +318,7 @@ class Watched:
             self._stale.pop(place, None)
 
     def _drop_unlisted(self) -> Iterator[Change]:
-        """What is held of targets that went while there was no connection."""
+        """What is held of targets that are not followed any more."""
         for place in [place for place, held in self._tasks.items() if held and place not in self._targets]:
             # Where Regions cannot be found out, nothing is known of them.
             if (place[0], "") not in self._stale:

@@ -3,4 +3,4 @@
 /// The client's and the gateway's common version.
 pub const VERSION: &str = "0.1.0";
 /// Tells which contract this client speaks.
-pub const FINGERPRINT: &str = "b34e576c91cb37f8";
+pub const FINGERPRINT: &str = "49db7dd08c007ffd";

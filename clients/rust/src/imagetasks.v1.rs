@@ -286,7 +286,7 @@ pub struct WatchStoreImageTasksResponse {
     /// What happened.
     #[prost(
         oneof = "watch_store_image_tasks_response::Event",
-        tags = "2, 3, 4, 5, 6, 7, 8"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9"
     )]
     pub event: ::core::option::Option<watch_store_image_tasks_response::Event>,
 }
@@ -332,6 +332,14 @@ pub mod watch_store_image_tasks_response {
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct SnapshotComplete {
         /// The targets now covered.
+        #[prost(message, repeated, tag = "1")]
+        pub targets: ::prost::alloc::vec::Vec<super::Target>,
+    }
+    /// Some targets came or went. Of those that came a snapshot follows, as after
+    /// the start; of those that went all tasks have been taken back.
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct TargetsChanged {
+        /// All targets that are followed from now on.
         #[prost(message, repeated, tag = "1")]
         pub targets: ::prost::alloc::vec::Vec<super::Target>,
     }
@@ -440,6 +448,9 @@ pub mod watch_store_image_tasks_response {
         /// The server ends this stream.
         #[prost(message, tag = "8")]
         Closing(Closing),
+        /// Targets came or went.
+        #[prost(message, tag = "9")]
+        TargetsChanged(TargetsChanged),
     }
 }
 /// One task's change.
@@ -451,7 +462,8 @@ pub struct TaskChange {
     /// Set when removed.
     #[prost(enumeration = "task_change::RemovalReason", tag = "2")]
     pub removal_reason: i32,
-    /// The task's newest state; when removed, its last.
+    /// The task's newest state; when removed, its last. Removed because access has
+    /// ended: only what identifies it.
     #[prost(message, optional, tag = "3")]
     pub task: ::core::option::Option<StoreImageTaskResult>,
 }

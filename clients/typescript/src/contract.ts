@@ -4,4 +4,4 @@
 export const VERSION = "0.1.0";
 
 /** Which contract this client speaks. */
-export const CONTRACT_FINGERPRINT = "b34e576c91cb37f8";
+export const CONTRACT_FINGERPRINT = "49db7dd08c007ffd";

@@ -100,6 +100,10 @@ export class Watched {
       case "targetStatus":
         this.#note(event.value);
         break;
+      case "targetsChanged":
+        this.#follow(new Set(event.value.targets.map(placeOf)));
+        changes = [...this.#dropUnlisted()];
+        break;
       case "heartbeat":
         changes = [...this.#dropUnlisted()];
         break;
@@ -148,6 +152,18 @@ export class Watched {
     if (!started.resumed) {
       this.#reset([]);
     }
+  }
+
+  #follow(targets: Set<Place>): void {
+    for (const gone of this.#targets) {
+      if (!targets.has(gone)) {
+        this.#covered.delete(gone);
+        this.#snapshots.delete(gone);
+        this.stale.delete(gone);
+        this.#seen.delete(gone); // should it come back, its tasks are no news
+      }
+    }
+    this.#targets = targets;
   }
 
   #reset(targets: readonly Target[]): void {
@@ -240,7 +256,9 @@ export class Watched {
       return;
     }
     table.delete(last.taskId);
-    const task = goesBack(held, last) ? held : last;
+    // Of a task that may be seen no more the gateway tells no state.
+    const isUntold = removalReason === RemovalReason.ACCESS_ENDED;
+    const task = isUntold || goesBack(held, last) ? held : last;
     if (hasEnded(task)) {
       this.gone.set(task.taskId, task);
       const [oldest] = this.gone.keys();
@@ -262,7 +280,7 @@ export class Watched {
     }
   }
 
-  /** Drops what is held of targets that went while there was no connection. */
+  /** Drops what is held of targets that are not followed any more. */
   *#dropUnlisted(): Generator<Change, void> {
     for (const [place, table] of this.#tables) {
       const [first] = table.values();

@@ -1070,6 +1070,30 @@ class WatchStoreImageTasksResponse(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class TargetsChanged(_message.Message):
+        """Some targets came or went. Of those that came a snapshot follows, as after
+        the start; of those that went all tasks have been taken back.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TARGETS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
+            """All targets that are followed from now on."""
+
+        def __init__(
+            self,
+            *,
+            targets: _abc.Iterable[Global___Target] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["targets", b"targets"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Heartbeat(_message.Message):
         """Everything up to resume_token has been delivered."""
 
@@ -1197,6 +1221,7 @@ class WatchStoreImageTasksResponse(_message.Message):
     TARGET_STATUS_FIELD_NUMBER: _builtins.int
     RESET_FIELD_NUMBER: _builtins.int
     CLOSING_FIELD_NUMBER: _builtins.int
+    TARGETS_CHANGED_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """Continue a later watch behind this message. Present on the last message of a
     group, which snapshot_complete may be, on heartbeats and on closing. Opaque.
@@ -1229,6 +1254,10 @@ class WatchStoreImageTasksResponse(_message.Message):
     def closing(self) -> Global___WatchStoreImageTasksResponse.Closing:
         """The server ends this stream."""
 
+    @_builtins.property
+    def targets_changed(self) -> Global___WatchStoreImageTasksResponse.TargetsChanged:
+        """Targets came or went."""
+
     def __init__(
         self,
         *,
@@ -1240,14 +1269,15 @@ class WatchStoreImageTasksResponse(_message.Message):
         target_status: Global___WatchStoreImageTasksResponse.TargetStatus | None = ...,
         reset: Global___WatchStoreImageTasksResponse.Reset | None = ...,
         closing: Global___WatchStoreImageTasksResponse.Closing | None = ...,
+        targets_changed: Global___WatchStoreImageTasksResponse.TargetsChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_resume_token", b"_resume_token", "changes", b"changes", "closing", b"closing", "event", b"event", "heartbeat", b"heartbeat", "reset", b"reset", "resume_token", b"resume_token", "snapshot_complete", b"snapshot_complete", "started", b"started", "target_status", b"target_status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_resume_token", b"_resume_token", "changes", b"changes", "closing", b"closing", "event", b"event", "heartbeat", b"heartbeat", "reset", b"reset", "resume_token", b"resume_token", "snapshot_complete", b"snapshot_complete", "started", b"started", "target_status", b"target_status", "targets_changed", b"targets_changed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume_token", b"_resume_token", "changes", b"changes", "closing", b"closing", "event", b"event", "heartbeat", b"heartbeat", "reset", b"reset", "resume_token", b"resume_token", "snapshot_complete", b"snapshot_complete", "started", b"started", "target_status", b"target_status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume_token", b"_resume_token", "changes", b"changes", "closing", b"closing", "event", b"event", "heartbeat", b"heartbeat", "reset", b"reset", "resume_token", b"resume_token", "snapshot_complete", b"snapshot_complete", "started", b"started", "target_status", b"target_status", "targets_changed", b"targets_changed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__resume_token: _TypeAlias = _typing.Literal["resume_token"]  # noqa: Y015
     _WhichOneofArgType__resume_token: _TypeAlias = _typing.Literal["_resume_token", b"_resume_token"]  # noqa: Y015
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "changes", "snapshot_complete", "heartbeat", "target_status", "reset", "closing"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "changes", "snapshot_complete", "heartbeat", "target_status", "reset", "closing", "targets_changed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resume_token) -> _WhichOneofReturnType__resume_token | None: ...
@@ -1329,7 +1359,9 @@ class TaskChange(_message.Message):
     """Set when removed."""
     @_builtins.property
     def task(self) -> Global___StoreImageTaskResult:
-        """The task's newest state; when removed, its last."""
+        """The task's newest state; when removed, its last. Removed because access has
+        ended: only what identifies it.
+        """
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ public final class Contract {
   public static final String VERSION = "0.1.0";
 
   /** Tells which contract this client speaks. */
-  public static final String FINGERPRINT = "b34e576c91cb37f8";
+  public static final String FINGERPRINT = "49db7dd08c007ffd";
 
   private Contract() {}
 }
