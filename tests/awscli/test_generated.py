@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pairs import Stage
 
-# Each is four command lines, and what they are resumed with. A few hundred take ten minutes; a failure is shrunk
-# by running some of them again.
+# Each is four command lines, and what they are resumed with. A few hundred take ten minutes; a failure is
+# shrunk by running some of them again.
 EXAMPLES = 30
 SECONDS = 600
 COLUMNS = st.one_of(st.none(), st.none(), st.integers(10, 260))
