@@ -23,7 +23,17 @@ from frame import ROOT, TOLERANCE, Benchmark, Result, Row, save
 from rich.console import Console
 from rich.table import Table
 
-MODULES: Final = ("describe", "fanout", "sweep", "latency", "start", "command_lines", "freshness", "growth")
+MODULES: Final = (
+    "describe",
+    "fanout",
+    "sweep",
+    "latency",
+    "start",
+    "command_lines",
+    "freshness",
+    "growth",
+    "overload",
+)
 
 
 def main() -> int:
