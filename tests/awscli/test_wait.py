@@ -135,6 +135,21 @@ def test_a_throttle_does_not_end_it(stage: Stage, canned_ec2: Canned) -> None:
     assert (ending.code, ending.stderr) == (0, "")
 
 
+def test_a_task_that_began_while_ec2_throttles_is_waited_for(stage: Stage, canned_ec2: Canned) -> None:
+    ami = task(0)["AmiId"]
+    pair = stage.pair(tasks=[task(2) | DONE], images=[ami])
+    assert ours(pair, "--image-ids", task(2)["AmiId"]).code == 0  # the gateway knows the target
+    throttled = {"code": "RequestLimitExceeded", "message": "Request limit exceeded.", "status": 503}
+    world: dict[str, Any] = {"account": "000000000001", "region": pair.region, "images": [ami]}
+    canned_ec2.post(world | {"tasks": [task(0) | RUNNING, task(2) | DONE], "refusal": throttled})
+    ends = world | {"tasks": [task(0) | BROKEN, task(2) | DONE], "refusal": None}
+    change = threading.Timer(0.5, canned_ec2.post, [ends])
+    change.start()
+    ending = ours(pair, "--image-ids", ami)
+    change.join()
+    assert (ending.code, "terminal failure state" in ending.stderr) == (255, True)
+
+
 @pytest.mark.parametrize("words", [["wait"], ["wait", "store-image-task-complete", "help"], ["wait", "help"]])
 def test_wait_has_a_page_and_needs_a_word(few: Pair, words: list[str]) -> None:
     ending = few.ours.run(["ec2", *words], few.environment)

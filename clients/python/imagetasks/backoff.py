@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from imagetasks.errors import Error
+from imagetasks.errors import Error, code_of
 
 # Passing whoever sends them. CANCELLED is among UnavailableError: the caller's own never becomes an error.
 _PASSING = {
@@ -21,10 +21,17 @@ _CUT = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 def is_passing(error: Error) -> bool:
     """Whether the same call may succeed a while later, with nothing changed by anybody."""
-    if error.code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+    if error.target_failures and not error.omitted_target_failures:
+        # The call succeeds as soon as one of its targets does, and its own code may be that of none.
+        return any(_passes(code_of(each.code), each.reason) for each in error.target_failures)
+    return _passes(error.code, error.reason)
+
+
+def _passes(code: grpc.StatusCode, reason: str) -> bool:
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         # Without a reason it is this side's own limit on a message, which the next one exceeds too.
-        return bool(error.reason)
-    return error.code in _PASSING or (error.code in _CUT and not error.reason)
+        return bool(reason)
+    return code in _PASSING or (code in _CUT and not reason)
 
 
 @dataclass(slots=True)

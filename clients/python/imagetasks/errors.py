@@ -59,7 +59,7 @@ class Error(Exception):
     def __init__(self, status: Status) -> None:
         super().__init__(status)
         self.status = status
-        self.code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+        self.code = code_of(status.code)
         self.message = status.message
         self.reason = ""
         self.account = ""
@@ -181,8 +181,12 @@ def from_status(status: Status) -> Error:
     """
     if status.code == grpc.StatusCode.OK.value[0]:
         raise ValueError("an OK status is no error")
-    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
-    return _CLASSES.get(code, Error)(status)
+    return _CLASSES.get(code_of(status.code), Error)(status)
+
+
+def code_of(number: int) -> grpc.StatusCode:
+    """The code of a number on the wire; UNKNOWN if there is none."""
+    return _CODES.get(number, grpc.StatusCode.UNKNOWN)
 
 
 def from_call(failure: grpc.RpcError) -> Error:

@@ -10,6 +10,7 @@ from google.rpc.status_pb2 import Status
 
 from imagetasks.errors import Error, UnauthenticatedError, UnavailableError, from_status
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks.watching import Place, Stale
 
 _HINTS = {
     "CREDENTIAL_MISSING": "send one with --token-file, IMAGETASKS_TOKEN, or --client-certificate and "
@@ -71,6 +72,21 @@ def explain_status(status: Status) -> str:
 def target_name(target: pb.Target) -> str:
     """The target as "account/region"; of a whole account only the account."""
     return printable("/".join(part for part in (target.account, target.region) if part))
+
+
+def place_name(place: Place) -> str:
+    """As `target_name`, of an account and a Region."""
+    return printable("/".join(filter(None, place)))
+
+
+def explain_stale(stale: Stale) -> str:
+    """That a target cannot be read, since when, and why."""
+    name, why = target_name(stale.target), printable(str(stale.error))
+    if stale.read_time is None:
+        return f"{name} cannot be read: {why}"
+    read = Timestamp()
+    read.FromNanoseconds(round(stale.read_time * 1e9))
+    return f"{name} is stale, last read {instant(read)}: {why}"
 
 
 def instant(time: Timestamp) -> str:

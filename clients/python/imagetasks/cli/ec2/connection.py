@@ -1,6 +1,7 @@
 """How the gateway is reached: the global options that speak of endpoints, certificates and time."""
 
 import argparse
+import math
 import os
 from dataclasses import dataclass
 
@@ -22,15 +23,20 @@ class Connection:
         stub: The contract's methods.
         url: The endpoint as errors name it.
         timeout: Seconds a call may take; None: no limit.
-        metadata: Sent with each call.
+        token: The bearer token, if there is one.
         channel: To be closed.
     """
 
     stub: StoreImageTaskServiceStub
     url: str
     timeout: float | None
-    metadata: tuple[tuple[str, str], ...]
+    token: channels.Token | None
     channel: grpc.Channel
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What is sent with a call that is made now: a token may be renewed while a wait lasts."""
+        return channels.metadata(self.token)
 
 
 def seconds(value: str | None) -> int | None:
@@ -42,8 +48,19 @@ def seconds(value: str | None) -> int | None:
     return (_DEFAULT_SECONDS if value is None else int(value)) or None
 
 
-def connect(chosen: argparse.Namespace, own: argparse.Namespace) -> Connection:
+def within(seconds: float | None, left: float) -> float | None:
+    """A time limit that leaves the rest of a command its time: the shorter of both; None: no limit."""
+    shorter = min(math.inf if seconds is None else seconds, max(0.0, left))
+    return None if shorter == math.inf else shorter
+
+
+def connect(chosen: argparse.Namespace, own: argparse.Namespace, left: float = math.inf) -> Connection:
     """Opens a channel as the options say. Nothing is dialled before the first call, but for --no-verify-ssl.
+
+    Args:
+        chosen: The global options.
+        own: The gateway's own options.
+        left: Seconds that it may take at most.
 
     Raises:
         Failure: The options do not fit together, or a file cannot be read.
@@ -59,7 +76,7 @@ def connect(chosen: argparse.Namespace, own: argparse.Namespace) -> Connection:
             if not chosen.verify_ssl:
                 from imagetasks.cli.ec2 import unverified  # noqa: PLC0415 - rare, and slow to import
 
-                ca_bundle, name = unverified.leaf(endpoint, seconds(chosen.connect_timeout))
+                ca_bundle, name = unverified.leaf(endpoint, within(seconds(chosen.connect_timeout), left))
                 options.append(("grpc.ssl_target_name_override", name))
         if (connect_seconds := seconds(chosen.connect_timeout)) is not None:
             # gRPC gives up an attempt to connect after this time.
@@ -74,6 +91,8 @@ def connect(chosen: argparse.Namespace, own: argparse.Namespace) -> Connection:
             keepalive=channels.DEFAULT_KEEPALIVE,
             options=options,
         )
+    except TimeoutError as error:
+        raise Failure(f'Connect timeout on endpoint URL: "{url}"') from error
     except (ValueError, OSError) as error:
         raise Failure(str(error)) from error
     if route.credentials is None:
@@ -84,6 +103,6 @@ def connect(chosen: argparse.Namespace, own: argparse.Namespace) -> Connection:
         stub=StoreImageTaskServiceStub(channel),
         url=url,
         timeout=seconds(chosen.read_timeout),
-        metadata=channels.metadata(token),
+        token=token,
         channel=channel,
     )

@@ -1,6 +1,7 @@
 """The gateway as the EC2 of these commands: parameters in, members out, errors in EC2's words."""
 
 import argparse
+import math
 import re
 import sys
 import time
@@ -17,6 +18,7 @@ from imagetasks.outcomes import Outcomes
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 
 if TYPE_CHECKING:
+    from imagetasks.errors import Error
     from imagetasks.watch import BlockingWatch
 
 # A terminal is told after this many seconds what is waited for, and then each second.
@@ -36,8 +38,10 @@ class Gateway:
         own: The gateway's own options.
         scope: The targets and the freshness.
         unasked_page: Tasks of a page where none are asked for; None: as the gateway likes.
+        until: Seconds of the monotonic clock at which every call has ended.
 
     Attributes:
+        scope: The same; may be changed between calls.
         unasked_page: The same; may be changed between calls.
     """
 
@@ -47,14 +51,26 @@ class Gateway:
         own: argparse.Namespace,
         scope: Scope,
         unasked_page: int | None,
+        until: float = math.inf,
     ) -> None:
-        self._scope = scope
+        self.scope = scope
         self.unasked_page = unasked_page
+        self._until = until
         self._show_targets: bool = own.show_targets
         self._debug: bool = chosen.debug
         self._outcomes = Outcomes()
         self._seen = 0
-        self._connection = connection.connect(chosen, own)
+        self._connection = connection.connect(chosen, own, until - time.monotonic())
+
+    @property
+    def outcomes(self) -> tuple[pb.TargetOutcome, ...]:
+        """How each target ended on the pages seen so far: its first failure, else its newest outcome."""
+        return self._outcomes.all()
+
+    def start_over(self) -> None:
+        """Forgets the pages seen so far: a listing begins anew."""
+        self._outcomes = Outcomes()
+        self._seen = 0
 
     def close(self) -> None:
         """Closes the connection."""
@@ -83,7 +99,7 @@ class Gateway:
         Raises:
             Failure: As EC2 would, or the gateway cannot be asked.
         """
-        request = requests.describe(parameters, self._scope, self.unasked_page)
+        request = requests.describe(parameters, self.scope, self.unasked_page)
         began = time.monotonic()
         try:
             response = self._call(request)
@@ -101,14 +117,16 @@ class Gateway:
         from imagetasks.watch import BlockingWatch  # noqa: PLC0415 - for waits only
 
         selector = pb.TaskSelector(
-            accounts=self._scope.accounts, regions=self._scope.regions, image_ids=image_ids
+            accounts=self.scope.accounts, regions=self.scope.regions, image_ids=image_ids
         )
-        stub, metadata = self._connection.stub, self._connection.metadata
-        return BlockingWatch(lambda request: stub.WatchStoreImageTasks(request, metadata=metadata), selector)
+        way = self._connection
+        return BlockingWatch(
+            lambda request: way.stub.WatchStoreImageTasks(request, metadata=way.metadata), selector
+        )
 
     def troubles(self) -> Iterator[tuple[str, bool]]:
         """What is to be said on stderr of targets that failed or are stale, and whether they failed."""
-        for outcome in self._outcomes.all():
+        for outcome in self.outcomes:
             if not outcome.HasField("status"):
                 continue
             place, code, text = _trouble(outcome)
@@ -118,9 +136,26 @@ class Gateway:
             else:
                 yield str(ServiceError(code, text, place)), True
 
+    def errors(self) -> "list[Error]":
+        """Why targets failed on the pages seen so far."""
+        from imagetasks import errors  # noqa: PLC0415 - only where something failed
+
+        return [errors.from_status(each.status) for each in self.outcomes if each.HasField("status")]
+
+    def hidden_by(self, error: "Error") -> Iterator[tuple[str, str]]:
+        """Which targets, or that the gateway, cannot be heard of for this error, and why."""
+        if error.target_failures:
+            for each in error.target_failures:
+                yield _place(each), each.reason
+        elif error.reason:
+            yield _place(error) or self._connection.url, why(error)
+        else:
+            yield "the gateway", _unconnected(error.message, self._connection.url)
+
     def _call(self, request: pb.DescribeStoreImageTasksRequest) -> pb.DescribeStoreImageTasksResponse:
         method = self._connection.stub.DescribeStoreImageTasks
-        timeout, metadata = self._connection.timeout, self._connection.metadata
+        timeout = connection.within(self._connection.timeout, self._until - time.monotonic())
+        metadata = self._connection.metadata
         if not sys.stderr.isatty():
             return method(request, timeout=timeout, metadata=metadata)
         from imagetasks.cli.terminal import StatusLine  # noqa: PLC0415 - on terminals only
@@ -167,7 +202,7 @@ class Gateway:
         if self._debug:
             sys.stderr.write(f"imagetasks: {failed!r}\n")
         if error.reason == "UNKNOWN_ACCOUNT":
-            name = error.account or ", ".join(self._scope.accounts)
+            name = error.account or ", ".join(self.scope.accounts)
             raise Failure(f"The config profile ({name}) could not be found") from failed
         if isinstance(error, errors.InvalidArgumentError):
             self._raise_invalid(error, parameters)
@@ -191,10 +226,10 @@ class Gateway:
 
         for violation in error.field_violations:
             if found := _BAD_REGION.fullmatch(violation.field):
-                name = self._scope.regions[int(found[1])]
+                name = self.scope.regions[int(found[1])]
                 raise Failure(f"Provided region_name '{name}' doesn't match a supported format.")
             if violation.field.startswith("accounts"):
-                names = ", ".join(self._scope.accounts)
+                names = ", ".join(self.scope.accounts)
                 raise Failure(f"The config profile ({names}) could not be found")
         refusal = refusals.of_request(parameters)
         if refusal is None and error.reason == "PAGE_TOKEN_INVALID":
@@ -202,12 +237,29 @@ class Gateway:
         raise ServiceError(*(refusal or (refusals.GATEWAY_CODES["INVALID_ARGUMENT"], error.message)))
 
 
+def cause_of(failure: Failure) -> "Error | None":
+    """The error of the call for which a `Gateway` failed; None if it was another reason."""
+    from imagetasks import errors  # noqa: PLC0415 - only where something failed
+
+    cause = failure.__cause__
+    return errors.from_call(cause) if isinstance(cause, grpc.RpcError) else None
+
+
+def why(error: "Error") -> str:
+    """EC2's code and text, or the gateway's, as one."""
+    return ": ".join(_words_of(error))
+
+
+def _words_of(error: "Error") -> tuple[str, str]:
+    """EC2's code and text, or the gateway's."""
+    return error.aws_error_code or error.reason or error.code.name, _text_of_aws(error)
+
+
 def _trouble(outcome: pb.TargetOutcome) -> tuple[str, str, str]:
     """A failed target's name, EC2's code and text."""
     from imagetasks import errors  # noqa: PLC0415 - only where something failed
 
-    error = errors.from_status(outcome.status)
-    return _place(outcome.target), error.aws_error_code or error.reason, _text_of_aws(error)
+    return _place(outcome.target), *_words_of(errors.from_status(outcome.status))
 
 
 def _permission(outcome: pb.TargetOutcome) -> str:

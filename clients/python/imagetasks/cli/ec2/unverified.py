@@ -6,6 +6,7 @@ Whoever stands between at that moment is trusted; and an expired certificate is 
 
 import socket
 import ssl
+import time
 from typing import Any
 
 from imagetasks import channel as channels
@@ -16,28 +17,32 @@ def leaf(endpoint: str, seconds: float | None) -> tuple[bytes, str]:
 
     Args:
         endpoint: The gateway's, with TLS.
-        seconds: For each connection; None: no limit.
+        seconds: For all of it; None: no limit.
 
     Raises:
         OSError: It cannot be fetched.
     """
+    until = None if seconds is None else time.monotonic() + seconds
     target = channels.Endpoint.parse(endpoint).target
     host, _, port = target.rpartition(":")
     where = (host.strip("[]"), int(port))
     anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anybody.check_hostname = False
     anybody.verify_mode = ssl.CERT_NONE
-    der = _shown(anybody, where, seconds, binary=True)
+    der = _shown(anybody, where, until, binary=True)
     pem = ssl.DER_cert_to_PEM_cert(der)
     # A certificate's fields are told only of one that was verified: now it is its own root.
     pinned = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     pinned.check_hostname = False
     pinned.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     pinned.load_verify_locations(cadata=pem)
-    return pem.encode(), _name(_shown(pinned, where, seconds, binary=False))
+    return pem.encode(), _name(_shown(pinned, where, until, binary=False))
 
 
-def _shown(context: ssl.SSLContext, where: tuple[str, int], seconds: float | None, *, binary: bool) -> Any:
+def _shown(context: ssl.SSLContext, where: tuple[str, int], until: float | None, *, binary: bool) -> Any:
+    seconds = None if until is None else until - time.monotonic()
+    if seconds is not None and seconds <= 0:
+        raise TimeoutError("timed out")
     context.set_alpn_protocols(["h2"])
     with (
         socket.create_connection(where, seconds) as plain,
