@@ -13,7 +13,19 @@ from typing import Any
 
 import grpc
 import pytest
-from scripted_gateway import PATIENCE, ScriptedGateway, failing, gated, reason, status, targets_answer, task
+from scripted_gateway import (
+    PATIENCE,
+    ScriptedGateway,
+    failing,
+    gated,
+    outcome_event,
+    page_event,
+    reason,
+    status,
+    summary_event,
+    targets_answer,
+    task,
+)
 from test_command_line import run, running
 from watch_events import (
     ENDED,
@@ -30,15 +42,19 @@ from watch_events import (
     started,
 )
 
+from imagetasks.cli import hindrances, watch
 from imagetasks.cli.commands import Commands
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 
+BUCKET = "Name=bucket,Values=images"
 DENIED = status(grpc.StatusCode.PERMISSION_DENIED, "no", reason("AWS_UNAUTHORIZED_OPERATION"))
 
 
 @pytest.fixture
 def told(gateway: ScriptedGateway) -> ScriptedGateway:
     gateway.targets = lambda *_: targets_answer("eu-central-1")
+    # Nothing that the watch has not shown.
+    gateway.stream = lambda *_: [outcome_event(), summary_event()]
     return gateway
 
 
@@ -77,9 +93,9 @@ def test_elsewhere_than_on_a_terminal_each_change_is_a_line(told: ScriptedGatewa
         ["ended", "prod", "eu-central-1", other, "Failed", "45%", f"images/{other}.bin", "no", "bucket"],
     ]
     assert done.stderr.splitlines() == [
-        "imagetasks: prod/eu-central-1 is stale: AWS_UNAUTHORIZED_OPERATION: no",
+        "imagetasks: prod/eu-central-1 cannot be read: AWS_UNAUTHORIZED_OPERATION: no",
         "imagetasks: the connection is lost, and tried again",
-        "imagetasks: prod/eu-central-1 is read again",
+        "imagetasks: prod/eu-central-1 can be read now",
     ]
 
 
@@ -174,6 +190,69 @@ def test_a_time_limit_ends_it(told: ScriptedGateway) -> None:
     done = run(told, "watch", "--timeout", "1", "--until-done")
     assert done.returncode == 3
     assert "still in progress after 1 s" in done.stderr
+
+
+def test_no_call_outlasts_the_time_limit(told: ScriptedGateway) -> None:
+    scripted(told, [started(), *snapshot("s")])
+    assert run(told, "watch", "--timeout", "7", "--until-done").returncode == 0
+    limits = {call.method: call.time_remaining or 0.0 for call in told.calls}
+    # The clocks of both ends round.
+    assert 0 < limits["targets"] < 7.1
+    assert 0 < limits["stream"] < 7.1
+
+
+def test_until_done_asks_for_what_was_read_after_it_began(told: ScriptedGateway) -> None:
+    running, ended_ = at(5, 2), task(number=2, **ENDED)
+    added, modified = change("ADDED", running), change("MODIFIED", ended_)
+    scripted(told, [started(), *snapshot("s"), group("g", added), group("h", modified)])
+    answers = [[page_event(running), outcome_event()], [page_event(ended_), outcome_event()]]
+    told.stream = lambda *_: answers.pop(0)
+    done = run(told, "watch", "--until-done", "--regions", "eu-central-1", "--filters", BUCKET)
+    assert (done.returncode, answers) == (0, [])
+    requests: list[Any] = [call.request for call in told.calls if call.method in {"watch", "stream"}]
+    watched, first, second = requests
+    assert first.forbid_stale
+    assert first.selector == second.selector == watched.selector
+    assert first.max_age.ToTimedelta() < second.max_age.ToTimedelta()
+
+
+def test_until_done_waits_for_the_tasks_of_image_ids(told: ScriptedGateway) -> None:
+    scripted(told, [started(), *snapshot("s")])
+    done = run(told, "watch", "--until-done", "--image-ids", "ami-00000001", "--timeout", "1")
+    assert done.returncode == 3
+    why = "no news of ami-00000001 (it has no store task yet) after 1 s"
+    assert done.stderr.splitlines()[-1] == f"imagetasks: {why}"
+    scripted(told, [started(), *snapshot("s"), *ended()])
+    assert run(told, "watch", "--until-done", "--image-ids", task().ami_id).returncode == 0
+
+
+def test_until_done_names_what_it_does_not_wait_for(told: ScriptedGateway) -> None:
+    scripted(told, [started("eu-central-1", "us-east-1"), stale("us-east-1", DENIED), *snapshot("s")])
+    told.stream = lambda *_: [outcome_event(), outcome_event("us-east-1", DENIED, pb.SOURCE_NONE)]
+    done = run(told, "watch", "--until-done", "--output", "json")
+    assert done.returncode == 1
+    assert done.stderr == "imagetasks: not waited for: prod/us-east-1: AWS_UNAUTHORIZED_OPERATION: no\n"
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_until_done_says_why_it_still_waits(
+    told: ScriptedGateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    # In this process, where nothing needs to last to be told.
+    monkeypatch.setattr(hindrances, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    unknown = status(grpc.StatusCode.UNAVAILABLE, "no STS", reason("AWS_UNREACHABLE"))
+    nothing = started()
+    nothing.started.ClearField("targets")
+    scripted(told, [nothing, stale("", unknown), stale("", None)])
+    answers = [[outcome_event("", unknown, pb.SOURCE_NONE)], [outcome_event()]]
+    told.stream = lambda *_: answers.pop(0)
+    assert watch.run(["--until-done", "--output", output, "--endpoint-url", told.endpoint]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    own = ["imagetasks: prod cannot be read: AWS_UNREACHABLE: no STS", "imagetasks: prod can be read now"]
+    assert [line for line in lines if line not in own] == [
+        "imagetasks: no news of prod, still waiting: AWS_UNREACHABLE: no STS",
+    ]
 
 
 def test_ctrl_c_ends_it_once_its_commands_have_ended(told: ScriptedGateway, tmp_path: Path) -> None:

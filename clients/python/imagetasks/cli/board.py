@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from imagetasks.cli.text import printable
+from imagetasks.cli.text import explain_stale, printable
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.watch import Held
 from imagetasks.watching import REMOVED, Change, Place, has_ended
@@ -66,9 +66,9 @@ class Board:
             state = f"{covered} of {targets} targets read, {len(tasks)} tasks"
         else:
             state = f"{targets} targets, {len(tasks)} tasks"
-        stale = [f"{'/'.join(filter(None, place))}: {told.error}" for place, told in watch.stale.items()]
+        stale = [explain_stale(told) for told in watch.stale.values()]
         with self._lock:
-            self._running, self._state, self._stale = running, state, sorted(map(printable, stale))
+            self._running, self._state, self._stale = running, state, sorted(stale)
             for change in changes:
                 if change.has_ended:
                     self._ended[change.task.task_id] = change.task, now
@@ -102,7 +102,7 @@ class Board:
         lines: list[RenderableType] = [table]
         if hidden:
             lines.append(Text(f"and {hidden} more"))
-        lines += [_line(f"cannot be read: {each}", "yellow") for each in stale[:_STALE_LINES]]
+        lines += [_line(each, "yellow") for each in stale[:_STALE_LINES]]
         if len(stale) > _STALE_LINES:
             lines.append(_line(f"and {len(stale) - _STALE_LINES} more that cannot be read", "yellow"))
         return Group(*lines)

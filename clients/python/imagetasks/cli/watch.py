@@ -2,24 +2,29 @@
 
 import argparse
 import json
+import math
 import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from imagetasks import cli
-from imagetasks.blocking import Client
+from imagetasks.blocking import Client, Stream
 from imagetasks.cli import options
 from imagetasks.cli.commands import Commands
-from imagetasks.cli.text import printable, to_dict
+from imagetasks.cli.goal import Goal
+from imagetasks.cli.hindrances import Hindrances
+from imagetasks.cli.text import explain_stale, place_name, printable, to_dict
+from imagetasks.requests import DEFAULT_TIMEOUT
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.watch import BlockingWatch
-from imagetasks.watching import Change, Place, Stale, has_ended
+from imagetasks.watching import Change, Place, Stale
 
 _DESCRIPTION = """\
 Shows the store tasks of all targets (an account in a Region) as they progress,
@@ -33,6 +38,14 @@ json:
   is known of a target has been printed, {{"status": ...}} when a target cannot
   be read or can again, each in protobuf's JSON mapping of the contract's
   messages (lowerCamelCase names, times in UTC).
+
+the end:
+  --until-done ends when every task that is shown has ended, as EC2 was read
+  after the command began; at once if there are none. With --image-ids each of
+  these AMIs must have a task first: one that is about to be created is waited
+  for. A target that cannot be read may have a task in progress, so it is waited
+  for too, and stderr says so; but not if it stays so until somebody changes
+  something, as without a permission: then the exit code is 1.
 
 commands:
   --exec runs once for each task that ends while it is watched, or ended while
@@ -49,8 +62,9 @@ examples:
 
 {cli.EXIT_CODES}"""
 
-# Seconds. That no gateway is there, or that the caller may not, is said at once and not tried again.
-_FIRST_QUESTION_SECONDS = 10.0
+# Seconds. That no gateway is there, or that the caller may not, is said at once and not tried again. A
+# gateway that has just started may take half of it to find out its targets.
+_FIRST_QUESTION_SECONDS = 20.0
 _TERMINATED = 128 + signal.SIGTERM
 _STATES = ("Completed", "Failed")
 
@@ -61,58 +75,88 @@ def run(arguments: list[str]) -> int:
     options.add_tasks(parser)
     how = parser.add_argument_group("how")
     how.add_argument("--exec", type=_words, metavar="COMMAND", help="run this for each task that ends")
-    how.add_argument("--until-done", action="store_true", help="end when no task is in progress")
+    how.add_argument("--until-done", action="store_true", help="end when every task has ended")
     parser.set_defaults(timeout=0.0)
     chosen = parser.parse_args(arguments)
     if chosen.exec and _hides_ends(chosen.filters):
         parser.error("--exec: with this filter on task-state a task goes out of sight before it ends")
     signal.signal(signal.SIGTERM, _terminated)
+    began = time.monotonic()
+    until = began + (chosen.timeout or math.inf)
     printer = _printer(chosen)
     with options.client(parser, chosen) as client, ExitStack() as stack:
         client.targets(
             accounts=chosen.accounts,
             regions=chosen.regions,
-            timeout=chosen.timeout or _FIRST_QUESTION_SECONDS,
+            timeout=min(_FIRST_QUESTION_SECONDS, _left(until)),
         )
         commands = Commands(chosen.exec, printer.tell) if chosen.exec else None
         if commands is not None:
             stack.callback(commands.finish)
-        done = _watch(client, chosen, printer, commands)
-    if not done:
-        raise options.failure(f"tasks are still in progress after {chosen.timeout:g} s")
-    return cli.INCOMPLETE if commands is not None and commands.failed else cli.OK
+        goal = _goal(client, chosen, began, until) if chosen.until_done else None
+        done = _watch(client.watch(**_selection(chosen)), until, printer, commands, goal)
+    if goal is not None and not done:
+        raise options.failure(f"{goal.reason} after {chosen.timeout:g} s")
+    refused = {} if goal is None else goal.refused
+    for name, why in refused.items():
+        sys.stderr.write(f"imagetasks: not waited for: {name}: {why}\n")
+    failed = refused or (commands is not None and commands.failed)
+    return cli.INCOMPLETE if failed else cli.OK
+
+
+def _goal(client: Client, chosen: argparse.Namespace, began: float, until: float) -> Goal:
+    def ask() -> Stream:
+        return client.stream(
+            **_selection(chosen),
+            max_age=time.monotonic() - began,
+            forbid_stale=True,
+            timeout=min(DEFAULT_TIMEOUT, _left(until)),
+        )
+
+    return Goal(chosen.image_ids, ask)
 
 
 def _watch(
-    client: Client, chosen: argparse.Namespace, printer: "_Printer", commands: Commands | None
+    watch: BlockingWatch,
+    until: float,
+    printer: "_Printer",
+    commands: Commands | None,
+    goal: Goal | None,
 ) -> bool:
-    """Prints until there is no more; whether that is what was asked for."""
-    with (
-        client.watch(
-            image_ids=chosen.image_ids,
-            filters=chosen.filters,
-            accounts=chosen.accounts,
-            regions=chosen.regions,
-        ) as watch,
-        _ended_after(chosen.timeout, watch.close),
-        printer.live(),
-    ):
+    """Prints until the goal is reached or the time is over; whether it was reached."""
+    hindrances = Hindrances(lambda line: printer.tell(f"imagetasks: {line}"))
+    with watch, _ended_at(until, watch.close), printer.live():
         while (changes := watch.heard()) is not None:
             printer.show(watch, changes)
             if commands is not None:
                 for change in changes:
                     if change.has_ended:
                         commands.run(change.task)
-            if chosen.until_done and watch.is_caught_up and all(map(has_ended, watch.tasks.values())):
-                return True
-    return not chosen.until_done
+            if goal is not None:
+                if goal.is_reached(watch, changes):
+                    return True
+                hindrances.are(goal.hindrances)
+    return False
+
+
+def _selection(chosen: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "image_ids": chosen.image_ids,
+        "filters": chosen.filters,
+        "accounts": chosen.accounts,
+        "regions": chosen.regions,
+    }
+
+
+def _left(until: float) -> float:
+    return max(0.0, until - time.monotonic())
 
 
 @contextmanager
-def _ended_after(seconds: float, close: Callable[[], None]) -> Iterator[None]:
-    timer = threading.Timer(seconds, close)
+def _ended_at(until: float, close: Callable[[], None]) -> Iterator[None]:
+    timer = threading.Timer(min(_left(until), threading.TIMEOUT_MAX), close)
     timer.daemon = True
-    if seconds:
+    if until < math.inf:
         timer.start()
     try:
         yield
@@ -247,8 +291,8 @@ class _Lines:
             why = f": {watch.last_error}" if watch.last_error else ""
             self.tell(f"imagetasks: the connection is lost, and tried again{why}")
         for place, told in self._news.stale(watch):
-            name = "/".join(filter(None, place))
-            self.tell(f"imagetasks: {name} {f'is stale: {told.error}' if told else 'is read again'}")
+            news = explain_stale(told) if told else f"{place_name(place)} can be read now"
+            self.tell(f"imagetasks: {news}")
 
     def tell(self, line: str) -> None:
         sys.stderr.write(f"{printable(line)}\n")
