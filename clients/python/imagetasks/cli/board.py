@@ -52,6 +52,7 @@ class Board:
         self._ended: dict[str, tuple[pb.StoreImageTaskResult, float]] = {}
         self._stale: list[str] = []
         self._state = "connecting"
+        self._is_over = False
 
     def update(self, watch: Held, changes: Iterable[Change]) -> None:
         """Takes what a watch holds now, and the changes that led there."""
@@ -75,6 +76,10 @@ class Board:
                 elif change.type == REMOVED:
                     self._ended.pop(change.task.task_id, None)
 
+    def end(self) -> None:
+        """What is drawn from now on stays on the terminal."""
+        self._is_over = True
+
     def draw(self) -> RenderableType:
         """The table as of now."""
         now = self._clock()
@@ -88,10 +93,11 @@ class Board:
         # A quarter is for those that have ended, however many are in progress.
         shown_ended = ended[: max(room // 4, room - len(running))]
         shown = running[: room - len(shown_ended)]
-        table = Table(box=None, pad_edge=False, title_justify="left", caption_justify="left")
-        table.title = Text(f"{self._title} ({state}; Ctrl-C ends)")
+        title = f"At the end ({state})" if self._is_over else f"{self._title} ({state}; Ctrl-C ends)"
+        table = Table(box=None, pad_edge=False)
         for heading in ("ACCOUNT", "REGION", "AMI", "", "PROGRESS", "RATE", "DONE IN"):
-            table.add_column(heading, no_wrap=True, justify="left" if heading in _LEFT else "right")
+            # Where it is too wide, why a task has failed gives way.
+            table.add_column(heading, no_wrap=heading != "", justify="left" if heading in _LEFT else "right")
         place = None
         for task in [*shown, *shown_ended]:
             # Of several in one place the names stand in the first line only.
@@ -99,7 +105,9 @@ class Board:
             place = task.account, task.region
             table.add_row(*_names(here), printable(task.ami_id or "-"), *_progress(task, now))
         hidden = len(running) + len(ended) - len(shown) - len(shown_ended)
-        lines: list[RenderableType] = [table]
+        lines: list[RenderableType] = [_line(title, "italic")]
+        if shown or shown_ended:
+            lines.append(table)
         if hidden:
             lines.append(Text(f"and {hidden} more"))
         lines += [_line(each, "yellow") for each in stale[:_STALE_LINES]]
@@ -125,7 +133,7 @@ def _progress(task: pb.StoreImageTaskResult, now: float) -> tuple[RenderableType
     if has_ended(task):
         word = task.ec2_store_task_state
         why = printable(task.store_task_failure_reason)
-        return Text(f"{word} {why}".strip(), STYLES.get(word, "")), percentage, "", ""
+        return _line(f"{word} {why}".strip(), STYLES.get(word, "")), percentage, "", ""
     bar = ProgressBar(total=100, completed=task.progress_percentage, width=_BAR_WIDTH)
     return bar, percentage, rate(task), remaining(task, now)
 

@@ -216,10 +216,15 @@ class _Live:
         self._console = console
         self._board = Board(console)
 
-    def live(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def live(self) -> Iterator[None]:
         from rich.live import Live  # noqa: PLC0415 - as above
 
-        return Live(console=self._console, get_renderable=self._board.draw, refresh_per_second=4)
+        with Live(console=self._console, get_renderable=self._board.draw, refresh_per_second=4):
+            try:
+                yield
+            finally:
+                self._board.end()
 
     def show(self, watch: BlockingWatch, changes: list[Change]) -> None:
         self._board.update(watch, changes)
