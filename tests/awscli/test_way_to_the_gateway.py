@@ -195,6 +195,21 @@ def test_connecting_is_given_up_after_cli_connect_timeout(run: Callable[..., End
     assert ending == Ending("", f'\nConnect timeout on endpoint URL: "{url}/"\n', 255)
 
 
+def test_fetching_a_certificate_is_given_up_with_connecting(run: Callable[..., Ending]) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as mute:
+        url = f"https://127.0.0.1:{mute.getsockname()[1]}"
+        ending = run("--endpoint-url", url, "--no-verify-ssl", "--cli-connect-timeout", "1")
+    assert ending == Ending("", f'\nConnect timeout on endpoint URL: "{url}/"\n', 255)
+
+
+def test_fetching_a_certificate_is_given_up_with_a_wait(drivers: tuple[Driven, Driven]) -> None:
+    words = ["ec2", "wait", "store-image-task-complete", "--no-verify-ssl", "--timeout", "1"]
+    with closing(socket.create_server(("127.0.0.1", 0))) as mute:
+        url = f"https://127.0.0.1:{mute.getsockname()[1]}"
+        ending = drivers[1].run([*words, "--endpoint-url", url], {})
+    assert ending == Ending("", f'\nConnect timeout on endpoint URL: "{url}/"\n', 255)
+
+
 def test_a_call_is_given_up_after_cli_read_timeout(run: Callable[..., Ending]) -> None:
     asked = threading.Event()
     with serving() as gateway:
