@@ -32,6 +32,8 @@ npm_installed := clients/typescript/node_modules/.package-lock.json
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
+# gRPC's own log lines would stand among ours; it is read when gRPC is imported.
+run: export GRPC_VERBOSITY ?= NONE
 run: .venv/project ## start a sandbox and the gateway, and watch tasks progress (RUN_SECONDS=20 ends it)
 	@$(python) scripts/demo.py
 

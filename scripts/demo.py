@@ -61,8 +61,6 @@ def main() -> int:
     except ValueError as error:
         sys.stderr.write(f"make run: {error}\n")
         return 2
-    # gRPC's own log lines would stand among ours.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         asyncio.run(_run(seconds))
     except (DemoError, imagetasks.Error) as error:

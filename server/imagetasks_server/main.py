@@ -6,7 +6,6 @@ import contextlib
 import functools
 import gc
 import importlib.metadata
-import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 1 where a command finds fault; 2 for a bad configuration.
     """
-    # C-core's own lines would stand among ours, one for each handshake that fails.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = parser().parse_args(argv)
     if arguments.command == "hash-token":
         return hash_token(sys.stdin)

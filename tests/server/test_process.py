@@ -15,6 +15,8 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
+from certificates import files
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
@@ -114,6 +116,39 @@ class TestStart:
                 [*COMMAND, "--listen", first.address], env=plain(), capture_output=True, check=False
             )
             assert done.returncode == 2
+
+
+class TestHandshakes:
+    """What C-core itself says."""
+
+    @pytest.mark.parametrize(("verbosity", "is_told"), [(None, False), ("INFO", True)])
+    def test_one_that_fails_is_told_of_only_where_that_is_asked_for(
+        self, aws: RunningSandbox, tmp_path: Path, verbosity: str | None, *, is_told: bool
+    ) -> None:
+        own = files(tmp_path, trustme.CA())
+        environment = aws.environment(
+            plain(IMAGETASKS_TLS_CERTIFICATE=str(own.certificate), IMAGETASKS_TLS_KEY=str(own.key))
+        )
+        environment.pop("GRPC_VERBOSITY", None)
+        if verbosity is not None:
+            environment["GRPC_VERBOSITY"] = verbosity
+        with gateway(environment=environment) as running:
+            host, _, port = running.address.rpartition(":")
+            with socket.create_connection((host, int(port)), SECONDS) as stranger:
+                stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                # It ends once the handshake has failed.
+                assert stranger.recv(100) == b""
+        assert any("Handshake failed" in line for line in running.log) is is_told
+        assert all(line.startswith("{") for line in running.log) is not is_told
+
+    def test_the_command_says_so_before_grpc_is_imported(self) -> None:
+        program = (
+            "import importlib.metadata as m, sys\n"
+            "(command,) = m.entry_points(group='console_scripts', name='imagetasks-server')\n"
+            "command.load()\n"
+            "sys.exit('grpc' in sys.modules)"
+        )
+        assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 class TestEnd:
