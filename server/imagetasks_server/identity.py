@@ -103,6 +103,8 @@ def presented(
 def _certificate(pem: bytes) -> Certificate:
     from cryptography import x509  # noqa: PLC0415  # 6 MiB, of client certificates alone
 
+    # What gRPC let through may still be more than can be read: a name of a rare kind, an extension twice.
+    unread = (ValueError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         expires = certificate.not_valid_after_utc.timestamp()
@@ -112,7 +114,7 @@ def _certificate(pem: bytes) -> Certificate:
             return Certificate("", (), expires)
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         dns = tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
-    except ValueError:
+    except unread:
         raise invalid() from None
     # A SPIFFE certificate has exactly one URI.
     spiffe = uris[0] if len(uris) == 1 and uris[0].startswith("spiffe://") else ""

@@ -1,14 +1,18 @@
 """The pure decisions: patterns, grants, tokens, keys. Thousands of policies; no gateway."""
 
+import contextlib
 import fnmatch
 import hmac
 import json
 import re
+import ssl
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from callers_stage import AUDIENCE, ISSUER, TOKEN, UNKNOWN, Authority, Issuer, sha256
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from joserfc.jwk import OctKey, OKPKey, RSAKey
@@ -25,6 +29,11 @@ from imagetasks_server.permission import matches
 ACCOUNTS = ["a", "ab", "b", "prod-1", "prod-2"]
 REGIONS = ["eu-central-1", "eu-west-1", "us-east-1"]
 METHODS = ["ListTargets", "WatchStoreImageTasks"]
+CERTIFICATE = ssl.PEM_cert_to_DER_cert(
+    Authority()
+    .leaf(x509.DNSName("one.example"), x509.UniformResourceIdentifier("spiffe://x.example/a"))[1]
+    .decode()
+)
 TOKENS = [f"{number}-{'x' * 32}" for number in range(4)]
 IDS = ["spiffe://x.example/a", "spiffe://x.example/b", "spiffe://y.example/a"]
 RULES = JwtSettings(issuer=ISSUER, audience=(AUDIENCE,), jwks_url="https://issuer.example/keys")
@@ -57,6 +66,10 @@ identities = st.one_of(
     st.sampled_from(IDS).map(lambda each: Identity(certificate=Certificate(each, (), EPOCH))),
     st.sampled_from(TOKENS).map(lambda each: Identity(digest=digest_of(each))),
 )
+
+
+def pem_of(der: bytes) -> bytes:
+    return ssl.DER_cert_to_PEM_cert(der).encode()
 
 
 def visible(policy: Policy, identity: Identity, method: str) -> set[tuple[str, str]]:
@@ -297,6 +310,60 @@ def test_every_kind_of_key_signs_for_its_own_algorithms_only(algorithm: str) -> 
 def test_any_certificate_is_read_or_refused(pem: bytes) -> None:
     with pytest.raises(Unauthenticated):
         presented((), {"x509_pem_cert": [pem]})
+
+
+@st.composite
+def damaged_certificates(draw: Any) -> bytes:
+    """A caller's certificate of which bytes were exchanged, left out or put in; PEM."""
+    der = bytearray(CERTIFICATE)
+    for _ in range(draw(st.integers(1, 4))):
+        place, length = draw(st.integers(0, len(der) - 1)), draw(st.integers(0, 3))
+        der[place : place + length] = draw(st.binary(min_size=1 if length == 0 else 0, max_size=3))
+    return pem_of(bytes(der))
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@given(damaged_certificates())
+def test_a_damaged_certificate_is_read_or_refused(pem: bytes) -> None:
+    with contextlib.suppress(Unauthenticated):
+        assert presented((), {"x509_pem_cert": [pem]}).certificate is not None
+
+
+ALTERNATIVE_NAMES, SOMETHING, SOMETHING_ELSE = "2.5.29.17", "2.5.29.98", "2.5.29.99"
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        [(ALTERNATIVE_NAMES, bytes.fromhex("3004a3023000"))],
+        [(ALTERNATIVE_NAMES, bytes.fromhex("3008a506a1040c026162"))],
+        [(ALTERNATIVE_NAMES, bytes.fromhex("30048202ffff"))],
+        [(ALTERNATIVE_NAMES, bytes.fromhex("30048602ffff"))],
+        [(ALTERNATIVE_NAMES, b"\x04\x00")],
+        [(SOMETHING, b"\x05\x00"), (SOMETHING_ELSE, b"\x05\x00")],
+    ],
+    ids=["x400Address", "ediPartyName", "no text", "no URI", "no names", "the same twice"],
+)
+def test_a_certificate_with_extensions_that_cannot_be_read_is_refused(
+    extensions: list[tuple[str, bytes]],
+) -> None:
+    key = Authority().key
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([]))
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2030, 1, 1, tzinfo=UTC))
+    )
+    for oid, value in extensions:
+        builder = builder.add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value), False)
+    der = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    # The library itself makes none with the same extension twice.
+    der = der.replace(b"\x55\x1d\x63", b"\x55\x1d\x62")
+    with pytest.raises(Unauthenticated, match="not valid here"):
+        presented((), {"x509_pem_cert": [pem_of(der)]})
 
 
 def test_what_a_certificate_says_is_read() -> None:
