@@ -4,16 +4,13 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Error, Unauthenticated
 from imagetasks_server.permission import EVERYTHING, Permission
 
 T = TypeVar("T")
-
-_NOTHING: Final = contextlib.nullcontext()
 
 
 class Access:
@@ -45,6 +42,8 @@ class Access:
         self.shown: tuple[Any, Any] = ((), {})
         self._listeners: set[Callable[[], None]] = set()
         self._task = task
+        self._clock: Clock | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._is_guarded = False
         self._is_cut = False
 
@@ -72,17 +71,27 @@ class Access:
         finally:
             self._listeners.discard(listener)
 
-    def until_it_expires(self, clock: Clock) -> AbstractContextManager[None]:
-        """End it when its credential ends, as long as the context lasts."""
-        return _NOTHING if self.expires == math.inf else self._until_it_expires(clock)
+    def end_when_it_expires(self, clock: Clock) -> None:
+        """End it when its credential ends, as long as the call lasts."""
+        self._clock = clock
+        self._set_timer()
 
-    @contextlib.contextmanager
-    def _until_it_expires(self, clock: Clock) -> Iterator[None]:
-        timer = asyncio.get_running_loop().call_later(self.expires - clock(), lambda: self.end(expired()))
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def expire(self, at: float) -> None:
+        """Its credential, at which nobody had looked before, ends then: in Unix seconds."""
+        self.expires = at
+        self._set_timer()
+        self._tell()
+
+    def left(self) -> None:
+        """The call is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _set_timer(self) -> None:
+        if self._clock is None or self.expires == math.inf:
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self.expires - self._clock(), lambda: self.end(expired()))
 
     def check(self) -> None:
         """Raises `Error` once the access has ended."""

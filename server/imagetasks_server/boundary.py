@@ -59,7 +59,6 @@ METHODS: Final[Mapping[str, Kind]] = {
 }
 
 
-_NOTHING: Final = contextlib.nullcontext()
 _NO_CONNECTION: Final[Mapping[str, Any]] = {}
 
 Unary: TypeAlias = Callable[[Any, Call], Awaitable[bytes | Message]]
@@ -148,8 +147,8 @@ class Boundary:
                     record.bind()
                     with admission, self._gate.stay(decision, shown, name) as access:
                         call = self._call(context, record, access, message)
-                        with access.until_it_expires(self._clock):
-                            response = await access.guard(lambda: implementation(parse(message), call))
+                        access.end_when_it_expires(self._clock)
+                        response = await access.guard(lambda: implementation(parse(message), call))
                     return response if isinstance(response, bytes) else response.SerializeToString()
                 except Exception as error:  # noqa: BLE001  # the outermost boundary
                     await _abort(context, record, error)
@@ -178,13 +177,11 @@ class Boundary:
                         self._gate.stay(decision, shown, name) as access,
                     ):
                         call = self._call(context, record, access, message)
-                        with (
-                            # A watch says goodbye itself.
-                            access.until_it_expires(self._clock) if kind is Kind.STREAM else _NOTHING,
-                            _ended_after(self._longest + STUCK_SECONDS),
-                        ):
+                        with _ended_after(self._longest + STUCK_SECONDS):
                             responses = implementation(parse(message), call)
+                            # A watch says goodbye itself.
                             if kind is not Kind.WATCH:
+                                access.end_when_it_expires(self._clock)
                                 responses = _guarded(responses, access)
                             async with contextlib.aclosing(responses):
                                 async for response in responses:

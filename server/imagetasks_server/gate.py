@@ -58,6 +58,7 @@ class Stay:
 
     def __exit__(self, *_: object) -> None:
         del self._inside[self._access]
+        self._access.left()
 
 
 class Gate:
@@ -114,6 +115,8 @@ class Gate:
             try:
                 known = self._known(access.shown) if was_open else identity
                 self._inside[access] = (known, method)
+                if was_open:
+                    access.expire(known.expires)
                 access.decide(self._policy.permission(known, method))
             except Error as error:
                 access.end(error)

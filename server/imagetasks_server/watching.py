@@ -159,8 +159,7 @@ class Watching:
                 access.check()
                 yield message
             heard_at = now = self._clock()
-            ends_at = min(ends_at, access.expires)
-            while now < ends_at and not self._followers.draining:
+            while now < (until := min(ends_at, access.expires)) and not self._followers.draining:
                 access.check()
                 first: Sequence[Response] = ()
                 ended: Error | None = None
@@ -187,7 +186,7 @@ class Watching:
                 if ended is not None:
                     raise ended
                 # What has moved meanwhile ends it at once.
-                await subscription.moved(min(min(heard_at, meaning.at) + self._heartbeat, ends_at) - now)
+                await subscription.moved(min(min(heard_at, meaning.at) + self._heartbeat, until) - now)
                 now = self._clock()
             access.check()
             yield line.closing(self._goodbye(access, now))

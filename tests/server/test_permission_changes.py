@@ -242,17 +242,17 @@ LONG = {
 }
 
 
-async def to_its_end(stub: Any, name: str, metadata: Any) -> list[Any]:
-    opened = getattr(stub, name)(LONG[name], metadata=metadata, timeout=PATIENCE)
+async def to_its_end(stub: Any, name: str, metadata: Any, deadline: float = PATIENCE) -> list[Any]:
+    opened = getattr(stub, name)(LONG[name], metadata=metadata, timeout=deadline)
     return [each async for each in opened] if KINDS[name] in {Kind.STREAM, Kind.WATCH} else [await opened]
 
 
 async def hanging(
-    gateway: Gateway, name: str, metadata: Any = METADATA, stub: Any = None
+    gateway: Gateway, name: str, metadata: Any = METADATA, stub: Any = None, deadline: float = PATIENCE
 ) -> asyncio.Task[Any]:
     """A call that hangs in the gateway: EC2, or finding out its targets, does not answer."""
     hold = gateway.world.ec2().hang()
-    running = asyncio.create_task(to_its_end(stub or gateway.stub, name, metadata))
+    running = asyncio.create_task(to_its_end(stub or gateway.stub, name, metadata, deadline))
     running.add_done_callback(lambda _: hold.release())
     await eventually(lambda: gateway.gateway.gate._inside)
     if name != "ListTargets":
@@ -402,6 +402,30 @@ async def test_who_showed_a_token_before_anybody_asked_is_known_by_it(serve: Ser
     assert (access.ended, access.permission.caller) == (None, "one")
     gateway.gateway.gate.replace(Settings(anonymous={"accounts": ["none"]}))  # type: ignore[arg-type]
     assert (await failure(running)).reason == "CREDENTIAL_INVALID"
+
+
+@pytest.mark.parametrize("name", [name for name in LONG if name != "ListTargets"])
+@pytest.mark.parametrize("is_late", [False, True], ids=["expires later", "has expired"])
+async def test_a_certificate_shown_before_anybody_asked_ends_its_call_when_it_expires(
+    serve: Serve, name: str, clock: VirtualClock, *, is_late: bool
+) -> None:
+    gateway = await serve()
+    authority = Authority()
+    leaf = authority.leaf(x509.DNSName("a.batch.example.org"), expires=EPOCH + 1000)
+    async with over_tls(gateway, authority, leaf) as channel:
+        stub: Any = StoreImageTaskServiceStub(channel)
+        running = await hanging(gateway, name, (), stub, deadline=2000)
+        if is_late:
+            clock.advance(1001)
+        gateway.gateway.gate.replace(Settings(callers=[entry("batch", dns="*.batch.example.org")]))  # type: ignore[list-item]
+        if not is_late:
+            (access,) = gateway.gateway.gate._inside
+            assert (access.ended, access.permission.caller) == (None, "batch")
+            clock.advance(1001)
+        if KINDS[name] is Kind.WATCH:
+            assert (await running)[-1].closing.reason == Event.Closing.REASON_CREDENTIAL_EXPIRED
+        else:
+            assert (await failure(running)).reason == "CREDENTIAL_EXPIRED"
 
 
 async def test_callers_cannot_be_taken_out_of_a_gateway_that_runs(serve: Serve) -> None:
