@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -24,12 +25,27 @@ type fake struct {
 	calls atomic.Int32
 	asked atomic.Int32
 	left  chan struct{}
+	pages int
+	wait  func(context.Context)
 	watch func(call int, request *pb.WatchStoreImageTasksRequest, stream grpc.ServerStreamingServer[pb.WatchStoreImageTasksResponse]) error
 }
 
 func (f *fake) ListTargets(context.Context, *pb.ListTargetsRequest) (*pb.ListTargetsResponse, error) {
 	f.asked.Add(1)
 	return &pb.ListTargetsResponse{}, nil
+}
+
+func (f *fake) DescribeStoreImageTasks(_ context.Context, request *pb.DescribeStoreImageTasksRequest) (*pb.DescribeStoreImageTasksResponse, error) {
+	if page := len(request.GetNextToken()) + 1; page < f.pages {
+		next := strings.Repeat("i", page)
+		return &pb.DescribeStoreImageTasksResponse{NextToken: &next}, nil
+	}
+	return &pb.DescribeStoreImageTasksResponse{}, nil
+}
+
+func (f *fake) WaitStoreImageTasks(ctx context.Context, _ *pb.WaitStoreImageTasksRequest) (*pb.WaitStoreImageTasksResponse, error) {
+	f.wait(ctx)
+	return nil, ctx.Err()
 }
 
 func (f *fake) WatchStoreImageTasks(request *pb.WatchStoreImageTasksRequest, stream grpc.ServerStreamingServer[pb.WatchStoreImageTasksResponse]) error {
@@ -40,20 +56,56 @@ func (f *fake) WatchStoreImageTasks(request *pb.WatchStoreImageTasksRequest, str
 	return err
 }
 
-func serve(t *testing.T, f *fake) (*Client, *health.Server) {
+// wellness is the gateway's health. gRPC's own server of it is in a package that brings the client's half too:
+// then nobody would notice that connect.go does not.
+type wellness struct {
+	healthpb.UnimplementedHealthServer
+	mu      sync.Mutex
+	isIll   bool
+	changed chan struct{}
+}
+
+func (w *wellness) serving(is bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.isIll = !is
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+func (w *wellness) Watch(_ *healthpb.HealthCheckRequest, stream grpc.ServerStreamingServer[healthpb.HealthCheckResponse]) error {
+	for {
+		w.mu.Lock()
+		said, changed := healthpb.HealthCheckResponse_SERVING, w.changed
+		if w.isIll {
+			said = healthpb.HealthCheckResponse_NOT_SERVING
+		}
+		w.mu.Unlock()
+		if err := stream.Send(&healthpb.HealthCheckResponse{Status: said}); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-stream.Context().Done():
+			return nil
+		}
+	}
+}
+
+func serve(t *testing.T, f *fake) (*Client, *wellness) {
 	t.Helper()
 	address, well := start(t, f)
 	return connect(t, address), well
 }
 
-func start(t *testing.T, f *fake) (string, *health.Server) {
+func start(t *testing.T, f *fake) (string, *wellness) {
 	t.Helper()
 	f.left = make(chan struct{}, 10)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, well := grpc.NewServer(), health.NewServer()
+	server, well := grpc.NewServer(), &wellness{changed: make(chan struct{})}
 	pb.RegisterStoreImageTaskServiceServer(server, f)
 	healthpb.RegisterHealthServer(server, well)
 	go func() { _ = server.Serve(listener) }()
@@ -61,9 +113,9 @@ func start(t *testing.T, f *fake) (string, *health.Server) {
 	return listener.Addr().String(), well
 }
 
-func connect(t *testing.T, endpoint string) *Client {
+func connect(t *testing.T, endpoint string, options ...Option) *Client {
 	t.Helper()
-	client, err := Connect(endpoint)
+	client, err := Connect(endpoint, options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,12 +210,12 @@ func TestSecretsStayOffPlaintext(t *testing.T) {
 
 func TestAGatewayThatIsNotServingIsLeftAlone(t *testing.T) {
 	client, well := serve(t, &fake{})
-	well.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	well.serving(false)
 	_, err := client.Stub.ListTargets(t.Context(), &pb.ListTargetsRequest{})
 	if status.Code(err) != codes.Unavailable {
 		t.Fatalf("it was asked: %v", err)
 	}
-	well.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	well.serving(true)
 	if _, err := client.Stub.ListTargets(t.Context(), &pb.ListTargetsRequest{}, grpc.WaitForReady(true)); err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +225,7 @@ func TestSeveralGatewaysTakeTurnsButForThoseThatAreNotServing(t *testing.T) {
 	a, b := &fake{}, &fake{}
 	first, _ := start(t, a)
 	second, well := start(t, b)
-	well.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	well.serving(false)
 	client := connect(t, "ipv4:"+first+","+second)
 	ask := func() {
 		if _, err := client.Stub.ListTargets(t.Context(), &pb.ListTargetsRequest{}, grpc.WaitForReady(true)); err != nil {
@@ -186,7 +238,7 @@ func TestSeveralGatewaysTakeTurnsButForThoseThatAreNotServing(t *testing.T) {
 	if a.asked.Load() != 10 || b.asked.Load() != 0 {
 		t.Fatalf("they were asked %d and %d times", a.asked.Load(), b.asked.Load())
 	}
-	well.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	well.serving(true)
 	for deadline := time.Now().Add(10 * time.Second); b.asked.Load() == 0; ask() {
 		if time.Now().After(deadline) {
 			t.Fatal("who serves again is not asked")
@@ -314,6 +366,97 @@ func TestLeavingAWatchEndsItQuietlyAndAtTheGateway(t *testing.T) {
 	}
 }
 
+func TestClosingEndsWatchesAndWaits(t *testing.T) {
+	arrived := make(chan struct{})
+	f := &fake{watch: func(_ int, _ *pb.WatchStoreImageTasksRequest, stream grpc.ServerStreamingServer[pb.WatchStoreImageTasksResponse]) error {
+		arrived <- struct{}{}
+		<-stream.Context().Done()
+		return nil
+	}}
+	f.wait = func(ctx context.Context) { arrived <- struct{}{}; <-ctx.Done() }
+	client, _ := serve(t, f)
+	watched, waited := make(chan error), make(chan error)
+	go func() {
+		var last error
+		for _, err := range client.Watch(nil).Changes(context.Background()) {
+			last = err
+		}
+		watched <- last
+	}()
+	go func() {
+		_, err := client.Wait(context.Background(), nil)
+		waited <- err
+	}()
+	<-arrived
+	<-arrived
+	if err := client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-watched; err != nil {
+		t.Errorf("the watch ended with %v", err)
+	}
+	if err := <-waited; status.Code(err) != codes.Canceled {
+		t.Errorf("the wait ended with %v", err)
+	}
+	for range client.Watch(nil).Changes(context.Background()) {
+		t.Error("a closed client tells changes")
+	}
+	if _, err := client.Wait(context.Background(), nil); status.Code(err) != codes.Canceled {
+		t.Errorf("a wait of a closed client ended with %v", err)
+	}
+}
+
+func TestATokenThatCannotBeHadIsRaised(t *testing.T) {
+	address, _ := start(t, &fake{})
+	client := connect(t, address, WithTokenSource(func(context.Context) (string, error) { return "", errors.New("no key") }))
+	for _, err := range client.Watch(nil).Changes(t.Context()) {
+		if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "no key") {
+			t.Error(err)
+		}
+	}
+	for _, err := range client.Tasks(t.Context(), nil) {
+		if status.Code(err) != codes.Unauthenticated {
+			t.Error(err)
+		}
+	}
+	if _, err := client.Wait(t.Context(), nil); status.Code(err) != codes.Unauthenticated {
+		t.Error(err)
+	}
+}
+
+func TestNoRequestListsAllPages(t *testing.T) {
+	client, _ := serve(t, &fake{pages: 3})
+	pages := 0
+	for _, err := range client.Describe(t.Context(), nil) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages++
+	}
+	if pages != 3 {
+		t.Errorf("%d pages", pages)
+	}
+}
+
+func TestAnErrorTellsThatTheContextHasEnded(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	client, _ := serve(t, &fake{})
+	for _, err := range client.Tasks(ctx, nil) {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+	}
+	for _, err := range client.Stream(ctx, nil) {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+	}
+	if err := FromError(status.Error(codes.Canceled, "the gateway's")); errors.Is(err, context.Canceled) {
+		t.Error("the caller has ended nothing")
+	}
+}
+
 func TestAWatchMayBeLookedAtWhileItRuns(t *testing.T) {
 	client, _ := serve(t, &fake{watch: func(_ int, _ *pb.WatchStoreImageTasksRequest, stream grpc.ServerStreamingServer[pb.WatchStoreImageTasksResponse]) error {
 		send(stream, started(), complete("one"))
@@ -352,5 +495,19 @@ func TestAnErrorIsKnownToGRPC(t *testing.T) {
 	}
 	if got := FromError(errors.New("no status")); got.Code != codes.Unknown || got.Error() != "Unknown: no status" {
 		t.Error(got)
+	}
+}
+
+func TestAnErrorSaysWhatIsWrongWhenThereIsNoGateway(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := listener.Addr().String()
+	_ = listener.Close()
+	for _, err := range connect(t, nobody).Tasks(t.Context(), nil) {
+		if said := fmt.Sprint(err); !strings.HasPrefix(said, "Unavailable: ") || !strings.Contains(said, nobody) {
+			t.Error(said)
+		}
 	}
 }

@@ -15,12 +15,14 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	_ "google.golang.org/grpc/health" // without it gRPC does not check the gateway's health
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
+	"google.golang.org/grpc/status"
 
 	pb "github.com/imagetasks/imagetasks/clients/go/imagetasksv1"
 )
@@ -57,6 +59,9 @@ type Client struct {
 	Stub    pb.StoreImageTaskServiceClient
 	conn    *grpc.ClientConn
 	timeout time.Duration
+	// Ends with Close.
+	open  context.Context
+	close context.CancelFunc
 }
 
 type settings struct {
@@ -75,7 +80,7 @@ func WithToken(token string) Option {
 	return WithTokenSource(func(context.Context) (string, error) { return token, nil })
 }
 
-// WithTokenSource asks for the bearer token anew for each call.
+// WithTokenSource asks for the bearer token anew for each call. A call for which it fails is UNAUTHENTICATED.
 func WithTokenSource(source func(context.Context) (string, error)) Option {
 	return func(s *settings) { s.token = source }
 }
@@ -148,17 +153,32 @@ func Connect(endpoint string, options ...Option) (*Client, error) {
 		dial = append(dial, grpc.WithResolvers(several))
 	}
 	if s.token != nil {
-		dial = append(dial, grpc.WithPerRPCCredentials(bearer{s.token, where.tls}))
+		// Not with the connection: its health check would fail for want of a token, and no call would know why.
+		dial = append(dial, grpc.WithDefaultCallOptions(grpc.PerRPCCredentials(bearer{s.token, where.tls})))
 	}
 	conn, err := grpc.NewClient(where.target, append(dial, s.dial...)...)
 	if err != nil {
 		return nil, fmt.Errorf("imagetasks: %w", err)
 	}
-	return &Client{Stub: pb.NewStoreImageTaskServiceClient(conn), conn: conn, timeout: s.timeout}, nil
+	open, closes := context.WithCancel(context.Background())
+	return &Client{pb.NewStoreImageTaskServiceClient(conn), conn, s.timeout, open, closes}, nil
 }
 
-// Close ends the connection; calls that still run are cancelled.
-func (c *Client) Close() error { return c.conn.Close() }
+// Close ends the connection; calls that still run are cancelled, and watches end.
+func (c *Client) Close() error {
+	c.close()
+	return c.conn.Close()
+}
+
+// whileOpen is a context that ends with the client too.
+func (c *Client) whileOpen(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(c.open, func() { cancel(errClosed) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
 
 func (c *Client) deadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	if c.timeout <= 0 {
@@ -241,8 +261,11 @@ type bearer struct {
 
 func (b bearer) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
 	token, err := b.source(ctx)
-	if err != nil {
-		return nil, err
+	switch {
+	case ctx.Err() != nil:
+		return nil, status.FromContextError(ctx.Err()).Err()
+	case err != nil:
+		return nil, status.Errorf(codes.Unauthenticated, "imagetasks: there is no token: %v", err)
 	}
 	return map[string]string{"authorization": "Bearer " + token}, nil
 }

@@ -12,10 +12,13 @@ import (
 )
 
 // Describe lists the tasks of all targets, newest first, page by page; each page is asked for when the one
-// before has been used. Targets that fail are in each page's target_outcomes. An error is the last value.
+// before has been used. Without a request it lists all. Targets that fail are in each page's target_outcomes. An error is the last value.
 func (c *Client) Describe(ctx context.Context, request *pb.DescribeStoreImageTasksRequest) iter.Seq2[*pb.DescribeStoreImageTasksResponse, error] {
 	return func(yield func(*pb.DescribeStoreImageTasksResponse, error) bool) {
 		request := proto.CloneOf(request)
+		if request == nil {
+			request = &pb.DescribeStoreImageTasksRequest{}
+		}
 		for {
 			page, err := c.page(ctx, request)
 			if err != nil {
@@ -61,7 +64,7 @@ func (c *Client) Stream(ctx context.Context, request *pb.StreamStoreImageTasksRe
 			}
 		}
 		if !errors.Is(err, io.EOF) {
-			yield(nil, FromError(err))
+			yield(nil, failed(ctx, err))
 		}
 	}
 }
@@ -71,7 +74,7 @@ func (c *Client) page(ctx context.Context, request *pb.DescribeStoreImageTasksRe
 	defer cancel()
 	page, err := c.Stub.DescribeStoreImageTasks(ctx, request)
 	if err != nil {
-		return nil, FromError(err)
+		return nil, failed(ctx, err)
 	}
 	return page, nil
 }

@@ -1,6 +1,7 @@
 package imagetasks
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -36,7 +37,12 @@ type Error struct {
 	TargetFailures []*pb.TargetFailures_Failure
 
 	status *status.Status
+	// Of the caller's context, if that is what has ended the call.
+	cause error
 }
+
+// errClosed is what a call fails with whose client has been closed.
+var errClosed = FromError(status.Error(codes.Canceled, "the client is closed"))
 
 // Error is the reason, or the code, and the text.
 func (e *Error) Error() string {
@@ -45,6 +51,9 @@ func (e *Error) Error() string {
 	}
 	return e.Reason + ": " + e.Message
 }
+
+// Unwrap is context.Canceled or context.DeadlineExceeded if that has ended the call, not the gateway's word.
+func (e *Error) Unwrap() error { return e.cause }
 
 // GRPCStatus is the status with all its details.
 func (e *Error) GRPCStatus() *status.Status { return e.status }
@@ -57,6 +66,13 @@ func FromError(err error) *Error {
 		return fromStatus(said.GRPCStatus())
 	}
 	return fromStatus(status.Convert(err))
+}
+
+// failed is the error of a call whose context may be what has ended it.
+func failed(ctx context.Context, err error) *Error {
+	failure := FromError(err)
+	failure.cause = ctx.Err()
+	return failure
 }
 
 // FromStatus is the error that the status of a TargetOutcome or of a TargetState stands for.

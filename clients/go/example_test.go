@@ -2,7 +2,6 @@ package imagetasks_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log"
 	"net"
@@ -26,9 +25,8 @@ func Example() {
 	defer client.Close()
 	ctx := context.Background()
 	for task, err := range client.Tasks(ctx, &pb.DescribeStoreImageTasksRequest{}) {
-		var failure *imagetasks.Error
-		if errors.As(err, &failure) {
-			log.Fatal(failure.Reason, failure.Region, failure.RetryDelay)
+		if err != nil {
+			log.Fatal(err)
 		}
 		fmt.Println(task.GetAccount(), task.GetRegion(), task.GetAmiId(), task.GetProgressPercentage())
 	}

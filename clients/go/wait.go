@@ -43,6 +43,8 @@ func (c *Client) Wait(ctx context.Context, selector *pb.TaskSelector, options ..
 	for _, option := range options {
 		option(&w)
 	}
+	ctx, leave := c.whileOpen(ctx)
+	defer leave()
 	until := time.Now().Add(w.patience)
 	between := newPauses()
 	for {
@@ -55,7 +57,7 @@ func (c *Client) Wait(ctx context.Context, selector *pb.TaskSelector, options ..
 			Selector: selector, WaitForAppearance: w.appearance, Timeout: durationpb.New(slice),
 		})
 		if ctx.Err() != nil && err != nil {
-			return nil, ctx.Err()
+			return nil, over(ctx)
 		}
 		var pause time.Duration
 		switch {
@@ -76,9 +78,17 @@ func (c *Client) Wait(ctx context.Context, selector *pb.TaskSelector, options ..
 			}
 		}
 		if !sleep(ctx, pause) {
-			return nil, ctx.Err()
+			return nil, over(ctx)
 		}
 	}
+}
+
+// over is why there is no more waiting: the client has been closed, or the caller's context is over.
+func over(ctx context.Context) error {
+	if context.Cause(ctx) == error(errClosed) {
+		return errClosed
+	}
+	return ctx.Err()
 }
 
 func (c *Client) waitOnce(ctx context.Context, slice time.Duration, request *pb.WaitStoreImageTasksRequest) (*pb.WaitStoreImageTasksResponse, error) {

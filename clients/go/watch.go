@@ -28,14 +28,16 @@ func (c *Client) Watch(selector *pb.TaskSelector) *Watch {
 	return &Watch{client: c, watched: newWatched(selector)}
 }
 
-// Changes tells every change until the context ends or the loop is left; a later Changes goes on from there.
-// One loop at a time.
+// Changes tells every change until the context ends, the client is closed or the loop is left; a later Changes
+// goes on from there. One loop at a time.
 //
 // It keeps itself alive: when the connection is lost, the gateway restarts or falls silent, it goes on where
 // it was, and tells only what has changed meanwhile. An error is the last value, and one that trying again
 // cannot mend: a malformed selector, an unknown account, no permission.
 func (w *Watch) Changes(ctx context.Context) iter.Seq2[Change, error] {
 	return func(yield func(Change, error) bool) {
+		ctx, leave := w.client.whileOpen(ctx)
+		defer leave()
 		for {
 			for len(w.ready) > 0 {
 				change := w.ready[0]
