@@ -11,6 +11,7 @@ import asyncio
 import shlex
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +25,13 @@ from verdict import asked, observed
 
 # Seconds until the gateway has noticed that a caller left.
 NOTICES = 5.0
-# Processes of one language at once: most scenarios wait most of their time.
-RUNNERS = 3
+# Processes at once, over all languages: most scenarios wait most of their time, but their budgets are short,
+# and too many runners on a small machine would spend them on each other.
+RUNNERS = 4
+# Of one language, so that none keeps the others out until it is through.
+RUNNERS_OF_ONE = 2
+# What a runner is given first, and nobody judges: a cold runtime takes seconds over its first call.
+WARM_UP = "describe-nothing"
 
 
 class Authority:
@@ -88,21 +94,35 @@ def command_of(language: str) -> list[str]:
     return [part.replace("{python}", sys.executable) for part in shlex.split(LANGUAGES[language]["run"])]
 
 
-async def conform(language: str, scenarios: Sequence[Scenario]) -> dict[str, list[str] | None]:
-    """Plays scenarios to one language: by name what is wrong, None where it does not apply."""
+async def conform(
+    language: str, scenarios: Sequence[Scenario], room: asyncio.Semaphore
+) -> dict[str, list[str] | None]:
+    """Plays scenarios to one language: by name what is wrong, None where it does not apply.
+
+    Args:
+        language: Of `languages.yaml`.
+        scenarios: All; those that it lacks the means for are left out here.
+        room: For each runner's process.
+    """
     results: dict[str, list[str] | None] = {
         scenario.name: None for scenario in scenarios if lacks(language, scenario)
     }
-    left = iter([scenario for scenario in scenarios if scenario.name not in results])
+    left = deque(scenario for scenario in scenarios if scenario.name not in results)
+    (warm_up,) = (scenario for scenario in load() if scenario.name == WARM_UP)
 
     async def some(authority: Authority) -> None:
-        async with running(command_of(language)) as runner:
-            for scenario in left:
+        async with room, running(command_of(language)) as runner:
+            while left:
+                if not runner.is_running:
+                    await play(warm_up, runner, authority)
+                if not left:
+                    break  # the other has taken the last meanwhile
+                scenario = left.popleft()
                 results[scenario.name] = await play(scenario, runner, authority)
 
     with tempfile.TemporaryDirectory() as place:
         authority = Authority(Path(place))
-        await asyncio.gather(*(some(authority) for _ in range(RUNNERS)))
+        await asyncio.gather(*(some(authority) for _ in range(RUNNERS_OF_ONE)))
     return results
 
 
@@ -147,7 +167,8 @@ async def main(arguments: Sequence[str] | None = None) -> int:
         if not chosen.built:
             return 1
         languages.remove(language)
-    done = await asyncio.gather(*(conform(language, scenarios) for language in languages))
+    room = asyncio.Semaphore(RUNNERS)
+    done = await asyncio.gather(*(conform(language, scenarios, room) for language in languages))
     results = dict(zip(languages, done, strict=True))
     sys.stdout.write(f"{matrix(scenarios, results)}\n")
     holes = [

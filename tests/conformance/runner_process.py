@@ -35,6 +35,11 @@ class Runner:
         self._environment = {"GRPC_VERBOSITY": "NONE", **os.environ}
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the next command goes to a process that has answered one before."""
+        return self._process is not None
+
     async def run(self, command: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What the client observes of one call.
 

@@ -34,8 +34,9 @@ class Arrived:
         request: What it asked.
         metadata: What came with it; of a key sent twice, the last.
         remaining: Seconds that its deadline leaves; None: it has none.
-        after: Seconds since the call before it had ended.
+        after: Seconds since the call before it had ended; 0 while that still runs.
         ended: "played" to its end, or the caller "left" before.
+        ended_at: When the client could first know of its end.
         over: Set when it has ended.
     """
 
@@ -45,7 +46,13 @@ class Arrived:
     remaining: float | None
     after: float
     ended: str = ""
+    ended_at: float | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def ends(self) -> None:
+        """Its end is on its way to the client, who may be back before this side has gone on."""
+        if self.ended_at is None:
+            self.ended_at = time.monotonic()
 
 
 class Relay:
@@ -117,7 +124,7 @@ class Conversation:
         self._relay = Relay()
         self._servers: list[grpc.aio.Server] = []
         self._stopping: list[asyncio.Task[None]] = []
-        self._last = time.monotonic()
+        self._started_at = time.monotonic()
 
     @property
     def endpoint(self) -> str:
@@ -162,12 +169,14 @@ class Conversation:
     def _handler(self, method: str) -> Any:
         # A unary answer is a stream of one message, on the wire.
         async def handle(request: Message, context: Context) -> None:
+            now = time.monotonic()
+            before = self.arrived[-1].ended_at if self.arrived else self._started_at
             call = Arrived(
                 method,
                 request,
                 dict(context.invocation_metadata() or ()),
                 context.time_remaining(),
-                time.monotonic() - self._last,
+                0 if before is None else now - before,
             )
             self.arrived.append(call)
             number = len(self.arrived) - 1
@@ -176,7 +185,7 @@ class Conversation:
                     self.faults.append(f"call {number + 1} ({method}) was not expected")
                     await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the scenario has no such call")
                 for step in self._scenario.calls[number].get("play", ()):
-                    await self._play(step, method, context)
+                    await self._play(step, call, context)
                 call.ended = "played"
             except asyncio.CancelledError:
                 call.ended = "left"
@@ -185,18 +194,19 @@ class Conversation:
                 call.ended = "played"
                 raise
             finally:
-                self._last = time.monotonic()
+                call.ends()
                 call.over.set()
 
         return handle
 
     async def _play(  # noqa: C901 - a case for each kind of step
-        self, step: str | Mapping[str, Any], method: str, context: Context
+        self, step: str | Mapping[str, Any], call: Arrived, context: Context
     ) -> None:
         steps: Any = step if isinstance(step, dict) else {step: None}
         match steps:
             case {"send": data, **more}:
-                await context.write(build(response_type(method), data, unknown=bool(more.get("unknown"))))
+                message = build(response_type(call.method), data, unknown=bool(more.get("unknown")))
+                await context.write(message)
             case {"initial": pairs}:
                 await context.send_initial_metadata(_metadata(pairs))
             case {"pause": seconds}:
@@ -206,6 +216,7 @@ class Conversation:
             case {"cut": _}:
                 # What was written before is to arrive.
                 await asyncio.sleep(0.2)
+                call.ends()
                 self._relay.cut()
                 await asyncio.Event().wait()
             case {"goaway": _}:
@@ -221,6 +232,7 @@ class Conversation:
                     trailing = (*trailing, ("grpc-status-details-bin", failure.SerializeToString()))
                 if fail.get("damaged"):
                     trailing = (*trailing, ("grpc-status-details-bin", b"\xff\xff\xff"))
+                call.ends()
                 await context.abort(_CODES[failure.code], failure.message, trailing)
             case other:
                 raise AssertionError(f"no such step: {other}")

@@ -1,12 +1,15 @@
 """The Python client does as every scenario says; the scenarios leave nothing out; a hole fails."""
 
+import asyncio
 import re
+import shlex
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from run import conform, main, matrix
+from run import RUNNERS, conform, main, matrix
 from runner_process import RunnerError, running
 from scenario_data import LANGUAGES, Scenario, load
 
@@ -21,7 +24,7 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("group", sorted({scenario.group for scenario in SCENARIOS.values()}))
 async def test_the_python_client_conforms(group: str) -> None:
     scenarios = [scenario for scenario in SCENARIOS.values() if scenario.group == group]
-    results = await conform("python", scenarios)
+    results = await conform("python", scenarios, asyncio.Semaphore(RUNNERS))
     assert {name: faults for name, faults in results.items() if faults != []} == {}
 
 
@@ -89,6 +92,26 @@ async def test_a_runner_that_breaks_the_protocol_is_a_fault(program: str, words:
     async with running([sys.executable, "-c", program]) as runner:
         with pytest.raises(RunnerError, match=re.escape(words)):
             await runner.run({"scenario": "any"})
+
+
+async def test_runners_are_few_at_once_and_warm_before_they_are_judged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    program = (
+        "import json, os, sys\n"
+        f"for line in sys.stdin:\n"
+        f"    print(os.getpid(), json.loads(line)['scenario'], file=open({str(told)!r}, 'a'))\n"
+        '    print(\'{"event": "end"}\', flush=True)\n'
+    )
+    for name in ("one", "other", "third"):
+        monkeypatch.setitem(LANGUAGES, name, {"run": shlex.join(["{python}", "-c", program])})
+    room = asyncio.Semaphore(1)
+    scenarios = [SCENARIOS["describe-one-page"], SCENARIOS["stream-of-nothing"]]
+    await asyncio.gather(*(conform(name, scenarios, room) for name in ("one", "other", "third")))
+    lines = [line.split() for line in told.read_text().splitlines()]
+    processes = [[scenario for _, scenario in of] for _, of in groupby(lines, key=lambda each: each[0])]
+    assert processes == [["describe-nothing", "describe-one-page", "stream-of-nothing"]] * 3
 
 
 async def test_a_hole_in_the_matrix_fails(

@@ -100,8 +100,9 @@ def _compare_call(expected: Mapping[str, Any], call: Arrived) -> Iterator[str]:
         request_type(call.method), {key: value for key, value in data.items() if value is not None}
     )
     for name in data:
-        if getattr(wanted, name) != getattr(call.request, name):
-            yield f"asked {name} {_short(getattr(call.request, name))}, not {_short(getattr(wanted, name))}"
+        value, came = _member(wanted, name), _member(call.request, name)
+        if came != value:
+            yield f"asked {name} {_short(came)}, not {_short(value)}"
     yield from _compare_metadata(expected, call)
     if "deadline" in expected:
         yield from _compare_deadline(expected["deadline"], call.remaining)
@@ -109,6 +110,13 @@ def _compare_call(expected: Mapping[str, Any], call: Arrived) -> Iterator[str]:
         yield f"came {call.after:.2f} s after the call before it, and not after {expected['not_before']} s"
     if call.ended != expected.get("ended", "played"):
         yield f"{call.ended or 'still runs'}, not {expected.get('ended', 'played')}"
+
+
+def _member(message: Message, name: str) -> Any:
+    """A member's value; None where it is absent, which is not the same as empty."""
+    if message.DESCRIPTOR.fields_by_name[name].has_presence and not message.HasField(name):
+        return None
+    return getattr(message, name)
 
 
 def _compare_metadata(expected: Mapping[str, Any], call: Arrived) -> Iterator[str]:

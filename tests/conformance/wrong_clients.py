@@ -150,6 +150,19 @@ def ends_at_the_first_page() -> None:
     aio.Client._describe = once  # type: ignore[method-assign, assignment]
 
 
+def sends_what_is_absent() -> None:
+    """It asks for its first page with an empty token."""
+    describe = aio.Client._describe
+
+    async def filled(
+        self: aio.Client, request: pb.DescribeStoreImageTasksRequest, *rest: Any
+    ) -> pb.DescribeStoreImageTasksResponse:
+        request.next_token = request.next_token
+        return await describe(self, request, *rest)
+
+    aio.Client._describe = filled  # type: ignore[method-assign, assignment]
+
+
 def sends_no_deadline() -> None:
     """It keeps its timeouts to itself."""
     requests.deadline = lambda timeout, default: None  # noqa: ARG005
@@ -202,6 +215,7 @@ WRONG: Mapping[str, tuple[Callable[[], None], str]] = {
     "comes-back-at-once": (comes_back_at_once, "watch-waits-as-long-as-it-is-told"),
     "takes-draining-for-an-answer": (takes_draining_for_an_answer, "wait-asks-again-after-REASON_DRAINING"),
     "ends-at-the-first-page": (ends_at_the_first_page, "list-follows-next-tokens"),
+    "sends-what-is-absent": (sends_what_is_absent, "list-follows-next-tokens"),
     "sends-no-deadline": (sends_no_deadline, "deadline-of-a-listing-is-each-pages"),
     "believes-any-domain": (believes_any_domain, "error-of-somebody-else"),
     "hides-the-delay": (hides_the_delay, "error-BUDGET_EXHAUSTED"),
