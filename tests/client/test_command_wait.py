@@ -81,6 +81,7 @@ def test_a_stale_state_is_no_answer(gateway: ScriptedGateway) -> None:
     done = run(gateway, *COMMAND)
     assert (done.returncode, done.stderr) == (0, "")
     assert [call.method for call in gateway.calls] == ["describe", "describe", "describe", "watch"]
+    assert all(request.forbid_stale for request in asked(gateway))
 
 
 def test_a_region_that_is_throttled_is_listed_again(gateway: ScriptedGateway) -> None:
