@@ -11,6 +11,8 @@ import * as pb from "imagetasks/v1";
 interface Command {
   endpoint: string;
   ca: string | null;
+  certificate: string | null;
+  key: string | null;
   call: string;
   request: string;
   token?: string;
@@ -27,7 +29,7 @@ async function run(command: Command): Promise<void> {
   const client = connect({
     endpoint: `${command.ca ? "https" : "http"}://${command.endpoint}`,
     token: command.token,
-    tls: command.ca ? { ca: readFileSync(command.ca) } : undefined,
+    tls: command.ca ? tls(command, command.ca) : undefined,
     timeoutMs: milliseconds(command.timeout),
   });
   const leaving = new AbortController();
@@ -53,6 +55,11 @@ async function run(command: Command): Promise<void> {
     client.close();
   }
   tell(left === 0 || leaving.signal.aborted ? { event: "cancelled", ...last } : { ...ended, ...last });
+}
+
+function tls({ certificate, key }: Command, ca: string) {
+  const pair = certificate && key ? { cert: readFileSync(certificate), key: readFileSync(key) } : {};
+  return { ca: readFileSync(ca), ...pair };
 }
 
 async function* observations(client: Client, command: Command, signal: AbortSignal, last: Last) {

@@ -41,7 +41,7 @@ export class Client {
     const schema = DescribeStoreImageTasksRequestSchema;
     const asked = clone(schema, create(schema, request));
     for (;;) {
-      const page = await this.stub.describeStoreImageTasks(asked, { timeoutMs: this.#timeoutMs, ...options });
+      const page = await this.stub.describeStoreImageTasks(asked, this.#limited(options));
       yield page;
       if (!page.nextToken) {
         return;
@@ -68,7 +68,7 @@ export class Client {
     request: MessageInitShape<typeof StreamStoreImageTasksRequestSchema> = {},
     options: CallOptions = {},
   ): AsyncGenerator<StreamStoreImageTasksResponse, void> {
-    return this.stub.streamStoreImageTasks(request, { timeoutMs: this.#timeoutMs, ...options });
+    return this.stub.streamStoreImageTasks(request, this.#limited(options));
   }
 
   /** Follows the selected tasks: a snapshot, then every change, until the loop is left or the signal comes. */
@@ -89,5 +89,9 @@ export class Client {
     options: WaitOptions = {},
   ): Promise<WaitStoreImageTasksResponse> {
     return wait(this.stub, selector, options);
+  }
+
+  #limited(options: CallOptions): CallOptions {
+    return { ...options, timeoutMs: options.timeoutMs ?? this.#timeoutMs };
   }
 }

@@ -1,3 +1,4 @@
+import { PassThrough } from "node:stream";
 import type {
   DescMessage,
   DescMethod,
@@ -30,6 +31,8 @@ export interface BareCallOptions extends CallOptions {
 }
 
 const { method } = pb.StoreImageTaskService;
+// Messages of a stream. More keep memory while a loop is slow; fewer are lost sooner when an error ends the stream.
+const READ_AHEAD = 256;
 
 /** Bare calls, one for each method of the contract. */
 export class Stub {
@@ -133,14 +136,18 @@ export class Stub {
       callOptions(options),
     );
     const release = this.#attend(call, options);
-    // The loop is told of errors; one that comes after the loop has been left is nobody's.
-    call.on("error", () => {});
+    let failure: Error | undefined;
+    call.on("error", (error) => (failure = error));
+    // grpc-js throws away what has not been read when an error comes: so it is read before the loop asks for it.
+    const ahead = call.pipe(new PassThrough({ objectMode: true, highWaterMark: READ_AHEAD }));
     try {
-      for await (const message of call) {
+      for await (const message of ahead) {
+        this.#signals(options).forEach(throwIfAborted);
         yield message as MessageShape<O>;
       }
-    } catch (error) {
-      throw this.#failure(error, options);
+      if (failure) {
+        throw this.#failure(failure, options);
+      }
     } finally {
       release();
       call.cancel();
@@ -153,7 +160,13 @@ export class Stub {
       metadata.add(key, typeof value === "string" ? value : Buffer.from(value));
     }
     if (this.#token) {
-      metadata.set("authorization", `Bearer ${await this.#token()}`);
+      const token = await this.#token();
+      try {
+        metadata.set("authorization", `Bearer ${token}`);
+      } catch {
+        // grpc-js would tell it to whoever reads the log.
+        throw new Error("imagetasks: the token has characters that no header can have");
+      }
     }
     return metadata;
   }

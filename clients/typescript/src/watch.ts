@@ -1,8 +1,7 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { create } from "@bufbuild/protobuf";
 import type { Change, Stale } from "./change.js";
-import type { ImageTasksError } from "./errors.js";
-import { fromError } from "./errors.js";
+import { ImageTasksError } from "./errors.js";
 import type { StoreImageTaskResult } from "./gen/imagetasks/v1/store_image_tasks_pb.js";
 import { TaskSelectorSchema } from "./gen/imagetasks/v1/store_image_tasks_pb.js";
 import { sleep } from "./pauses.js";
@@ -68,7 +67,12 @@ export class Watch implements AsyncIterable<Change> {
         isLeft = this.#isEnded;
       } catch (error) {
         isLeft = this.#isEnded;
-        failure = isLeft ? undefined : fromError(error);
+        if (!isLeft) {
+          if (!(error instanceof ImageTasksError)) {
+            throw error; // no call's, but the application's: it has no token
+          }
+          failure = error;
+        }
       } finally {
         this.#lastError = failure;
         const pause = this.#watched.interrupted(failure, performance.now());

@@ -1,5 +1,8 @@
 import assert from "node:assert/strict";
+import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
+import type { AddressInfo } from "node:net";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -135,6 +138,19 @@ test("a request is left as it was", async (context) => {
     assert.deepEqual(tokens, ["one", undefined]);
   }
   assert.equal(request.nextToken, undefined);
+});
+
+test("a timeout that is not given leaves the client's own", { timeout: 30_000 }, async (context) => {
+  const mute = createServer().listen(0, "127.0.0.1");
+  context.after(() => mute.close());
+  await once(mute, "listening");
+  const { port } = mute.address() as AddressInfo;
+  const client = connect({ endpoint: `127.0.0.1:${port}`, timeoutMs: 1 });
+  context.after(() => client.close());
+  const isLate = (error: unknown) =>
+    error instanceof ImageTasksError && error.code === Code.DEADLINE_EXCEEDED;
+  await assert.rejects(client.describe({}, { timeoutMs: undefined }).next(), isLate);
+  await assert.rejects(client.stream({}, { timeoutMs: undefined }).next(), isLate);
 });
 
 test("an abort has its reason, before the call and during it", async (context) => {

@@ -40,8 +40,10 @@ test("the README's program lists tasks", async (context) => {
 
 test("the README's program handles an error", async (context) => {
   const endpoint = await serve(context, {});
-  // Nothing here gives it: it is UNIMPLEMENTED, without a reason.
-  assert.deepEqual(await run(endpoint), { stdout: "", stderr: "  undefined\n" });
+  assert.deepEqual(await run(endpoint), {
+    stdout: "",
+    stderr: "UNIMPLEMENTED: The server does not implement the method describe\n",
+  });
 });
 
 test("the README's calls are there", () => {

@@ -3,6 +3,7 @@ import type { TestContext } from "node:test";
 import { test } from "node:test";
 import { create } from "@bufbuild/protobuf";
 import { WireType } from "@bufbuild/protobuf/wire";
+import type { ConnectOptions } from "imagetasks";
 import { Code, connect, ImageTasksError } from "imagetasks";
 import * as pb from "imagetasks/v1";
 import { REMEMBERED, STEADY_MS, Watched } from "../src/watched.js";
@@ -13,8 +14,12 @@ function watched(): Watched {
   return new Watched(create(pb.TaskSelectorSchema));
 }
 
-async function client(context: TestContext, watchStoreImageTasks: (call: WatchCall) => void) {
-  const made = connect({ endpoint: await serve(context, { watchStoreImageTasks }) });
+async function client(
+  context: TestContext,
+  watchStoreImageTasks: (call: WatchCall) => void,
+  token?: ConnectOptions["token"],
+) {
+  const made = connect({ endpoint: await serve(context, { watchStoreImageTasks }), token });
   context.after(() => made.close());
   return made;
 }
@@ -118,31 +123,55 @@ test("it ends while it pauses, and tells what it pauses for", async (context) =>
   assert.equal(watch.lastError?.code, Code.ABORTED);
 });
 
-test("a slow reader is told everything that was sent before the end", async (context) => {
-  let calls = 0;
-  const gateway = await client(context, (call) => {
-    calls += 1;
-    if (calls === 2) {
+for (const how of ["the end", "an error"] as const) {
+  test(`a slow reader is told everything that was sent before ${how}`, async (context) => {
+    let calls = 0;
+    const gateway = await client(context, (call) => {
+      calls += 1;
+      if (calls === 1) {
+        send(call, started(), complete("one"));
+        for (let number = 1; number <= 200; number += 1) {
+          send(call, changes("more", [task("a", number)]));
+        }
+        if (how === "the end") {
+          call.end();
+          return;
+        }
+      }
       fail(call, Code.NOT_FOUND, "the end");
-      return;
-    }
-    send(call, started(), complete("one"));
-    for (let number = 1; number <= 200; number += 1) {
-      send(call, changes("more", [task("a", number)]));
-    }
-    call.end();
+    });
+    const seen: (number | undefined)[] = [];
+    const all = async () => {
+      for await (const change of gateway.watch()) {
+        seen.push(change.task.progressPercentage);
+        await new Promise((resolve) => setTimeout(resolve, 1));
+      }
+    };
+    await assert.rejects(all, (error) => error instanceof ImageTasksError && error.code === Code.NOT_FOUND);
+    assert.deepEqual(
+      seen,
+      Array.from({ length: 200 }, (_, index) => index + 1),
+    );
   });
+}
+
+test("a token that cannot be had is raised", async (context) => {
+  const gateway = await client(
+    context,
+    () => assert.fail("it was asked"),
+    () => {
+      throw new Error("no key");
+    },
+  );
   const watch = gateway.watch();
-  const seen: (number | undefined)[] = [];
-  const all = async () => {
-    for await (const change of watch) {
-      seen.push(change.task.progressPercentage);
-      await new Promise(setImmediate);
-    }
-  };
-  await assert.rejects(all, (error) => error instanceof ImageTasksError && error.code === Code.NOT_FOUND);
-  assert.deepEqual(
-    seen,
-    Array.from({ length: 200 }, (_, index) => index + 1),
+  await assert.rejects(watch[Symbol.asyncIterator]().next(), /^Error: no key$/);
+  await assert.rejects(gateway.wait(), /^Error: no key$/);
+});
+
+test("a token that no header can have is raised", async (context) => {
+  const gateway = await client(context, () => assert.fail("it was asked"), "two\nlines");
+  await assert.rejects(
+    gateway.watch()[Symbol.asyncIterator]().next(),
+    /^Error: imagetasks: the token has characters that no header can have$/,
   );
 });
