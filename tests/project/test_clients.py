@@ -24,9 +24,13 @@ FINGERPRINT = hashlib.sha256(
 ).hexdigest()[:16]
 MAKEFILE = (ROOT / "Makefile").read_text()
 
+# Lines of a file that somebody has to read whole.
+LONGEST = 330
+
 # How a manifest says its version. That of Go says none.
 MANIFESTS: Mapping[str, Callable[[str], object]] = {
     "package.json": lambda text: json.loads(text)["version"],
+    "package-lock.json": lambda text: json.loads(text)["packages"][""]["version"],
     "Cargo.toml": lambda text: tomllib.loads(text)["package"]["version"],
     "pom.xml": lambda text: re.findall(r"<artifactId>imagetasks\S*\s*<version>([^<]+)", text)[0],
 }
@@ -50,9 +54,26 @@ def test_a_client_states_which_contract_it_speaks(language: str) -> None:
 
 
 def test_manifests_have_the_version_of_the_project() -> None:
-    manifests = [path for name in MANIFESTS for path in CLIENTS.glob(f"*/{name}")]
+    manifests = [path for name in MANIFESTS for path in CLIENTS.glob(f"**/{name}") if not _foreign(path)]
+    assert len(manifests) == 5
     versions = {str(path): MANIFESTS[path.name](path.read_text()) for path in manifests}
     assert {path: version for path, version in versions.items() if version != VERSION} == {}
+
+
+def _foreign(path: Path) -> bool:
+    return bool({"node_modules", "dist"} & set(path.parts))
+
+
+def test_what_is_written_by_hand_stays_small() -> None:
+    sources = [
+        path
+        for pattern in ("go/*.go", "go/cmd/**/*.go", "go/examples/**/*.go", "typescript/src/*.ts")
+        for path in CLIENTS.glob(pattern)
+        if not path.name.endswith("_test.go")
+    ]
+    assert len(sources) > 20
+    lengths = {str(path): len(path.read_text().splitlines()) for path in sources}
+    assert {path: length for path, length in lengths.items() if length > LONGEST} == {}
 
 
 @pytest.mark.parametrize("language", OTHERS)

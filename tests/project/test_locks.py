@@ -88,6 +88,35 @@ def test_cargo_takes_one_version_of_each(manifest: str) -> None:
     assert all(re.fullmatch(r"=\d+\.\d+\.\d+", version) for version in versions), versions
 
 
+def test_both_crates_take_the_same_version() -> None:
+    own, generate = (
+        tomllib.loads((ROOT / "clients/rust" / name).read_text())["dependencies"]
+        for name in ("Cargo.toml", "generate/Cargo.toml")
+    )
+    assert {name: own[name] for name in generate if name in own} == {
+        name: version for name, version in generate.items() if name in own
+    }
+
+
+def test_no_manifest_names_a_place_to_get_things_from() -> None:
+    clients = ROOT / "clients"
+    named = [
+        *clients.glob("*/pom.xml"),
+        *clients.glob("rust/**/Cargo.toml"),
+        *clients.glob("*/package*.json"),
+        *clients.glob("*/.npmrc"),
+        *clients.glob("go/go.*"),
+    ]
+    assert len(named) == 8
+    # Where Maven's schema is told apart from others; what a package says of its own authors.
+    words = re.compile(
+        r"<(repositories|pluginRepositories|distributionManagement)>|^\s*registry\s*=|\[(registries|source)\b"
+        r"|^\s*(replace|proxy)\b|\"(resolved|publishConfig)\"|_auth|index-url",
+        re.MULTILINE,
+    )
+    assert [str(path) for path in named if words.search(path.read_text())] == []
+
+
 @pytest.mark.parametrize("lock", [SERVER, BUILD])
 def test_what_is_shipped_is_what_is_tested(lock: str) -> None:
     assert pinned(lock).items() <= pinned(ALL).items()

@@ -67,6 +67,12 @@ public record Failure(
     return new Failure(status.getCode(), message, reason, metadata, delay, fields, failures);
   }
 
+  /** The reason, or the code, and the text. */
+  @Override
+  public String toString() {
+    return (reason.isEmpty() ? code.name() : reason) + ": " + message;
+  }
+
   private static List<Any> details(Throwable thrown) {
     try {
       com.google.rpc.Status said = StatusProto.fromThrowable(thrown);

@@ -22,7 +22,7 @@ final class First {
         System.out.println(task.getAccount() + " " + task.getRegion() + " " + task.getAmiId() + " " + task.getProgressPercentage());
       }
     } catch (StatusRuntimeException error) {
-      System.err.println(Failure.of(error).reason() + ": " + Failure.of(error).message());
+      System.err.println(Failure.of(error));
     }
 
     channel.shutdownNow();

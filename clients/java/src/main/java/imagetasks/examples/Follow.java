@@ -32,7 +32,7 @@ final class Follow {
       watch(gateway, selector.build());
     } catch (StatusRuntimeException error) {
       Failure failure = Failure.of(error);
-      System.err.println("follow: " + (failure.reason().isEmpty() ? failure.code() : failure.reason()) + ": " + failure.message());
+      System.err.println("follow: " + failure);
       failure.retryDelay().ifPresent(delay -> System.err.println("follow: ask again in " + delay));
       System.exit(1);
     } finally {
