@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 import imagetasks
-from imagetasks import channel, errors, watching
+from imagetasks import channel, errors, requests, watching
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 
 REQUESTS: dict[str, Any] = {
@@ -49,6 +49,8 @@ class Call:
             f"{scheme}://{self.command['endpoint']}",
             token=self.command.get("token"),
             ca_bundle=self.command["ca"],
+            client_certificate=self.command["certificate"],
+            client_key=self.command["key"],
         )
         async with client:
             try:
@@ -75,7 +77,8 @@ class Call:
 
     async def messages(self, client: imagetasks.Client) -> AsyncIterator[dict[str, Any]]:
         """What the client's own methods return."""
-        timeout = self.command.get("timeout")
+        patience = self.command.get("timeout")
+        timeout = requests.Default.TIMEOUT if patience is None else patience
         if self.kind == "list":
             async for page in client.describe(**selection(self.request), timeout=timeout).pages():
                 yield message_told(page)
@@ -87,7 +90,7 @@ class Call:
             response = await client.wait(
                 **selection(self.request.selector),
                 wait_for_appearance=self.request.wait_for_appearance,
-                timeout=timeout,
+                timeout=patience,
             )
             yield message_told(response)
 

@@ -34,6 +34,7 @@ def random_watch(seed: int) -> Scenario:
         interop="",
         needs=("thin",),
         tls=False,
+        serving=True,
         without=(),
         do={"call": "watch"},
         calls=tuple({"method": "WatchStoreImageTasks", "play": expand(steps)} for steps in calls),

@@ -39,18 +39,30 @@ class Authority:
 
     def __init__(self, place: Path) -> None:
         self.bundle = place / "ca.pem"
-        self._of: dict[bool | str, grpc.ServerCredentials] = {}
-        for kind in (True, "untrusted"):
-            authority = trustme.CA()
-            pair = authority.issue_cert("127.0.0.1")
-            chain = b"".join(blob.bytes() for blob in pair.cert_chain_pems)
-            self._of[kind] = grpc.ssl_server_credentials([(pair.private_key_pem.bytes(), chain)])
-            if kind is True:
-                authority.cert_pem.write_to_path(self.bundle)
+        # A client's own certificate, for a gateway that wants one, and its key.
+        self.certificate, self.key = place / "client.pem", place / "client.key"
+        trusted, stranger = trustme.CA(), trustme.CA()
+        trusted.cert_pem.write_to_path(self.bundle)
+        client = trusted.issue_cert("client.example")
+        client.private_key_pem.write_to_path(self.key)
+        self.certificate.write_bytes(_chain(client))
+        pair, strange = trusted.issue_cert("127.0.0.1"), stranger.issue_cert("127.0.0.1")
+        identity = [(pair.private_key_pem.bytes(), _chain(pair))]
+        self._of: dict[bool | str, grpc.ServerCredentials] = {
+            True: grpc.ssl_server_credentials(identity),
+            "untrusted": grpc.ssl_server_credentials([(strange.private_key_pem.bytes(), _chain(strange))]),
+            "mutual": grpc.ssl_server_credentials(
+                identity, root_certificates=trusted.cert_pem.bytes(), require_client_auth=True
+            ),
+        }
 
     def credentials(self, scenario: Scenario) -> grpc.ServerCredentials | None:
         """What the gateway of a scenario serves with; None: plaintext."""
         return self._of.get(scenario.tls)
+
+
+def _chain(leaf: trustme.LeafCert) -> bytes:
+    return b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
 
 
 async def play(
@@ -65,6 +77,8 @@ async def play(
             "scenario": scenario.name,
             "endpoint": served.endpoint,
             "ca": str(authority.bundle) if scenario.tls else None,
+            "certificate": str(authority.certificate) if scenario.tls == "mutual" else None,
+            "key": str(authority.key) if scenario.tls == "mutual" else None,
             **scenario.do,
             "request": encode(
                 build(request_type(METHODS[scenario.do["call"]]), scenario.do.get("request", {}))

@@ -26,7 +26,9 @@ class Scenario:
         name: Unique over all files.
         interop: gRPC's name of the same test, or empty.
         needs: What a language must have for it, as "thin".
-        tls: The gateway speaks TLS; "untrusted": with a certificate that the client does not trust.
+        tls: The gateway speaks TLS; "untrusted": with a certificate that the client does not trust; "mutual":
+            it wants the client's.
+        serving: What the gateway says of its health.
         without: Methods that the gateway does not have.
         do: The call.
         calls: The calls that the gateway expects, in order, and what it plays.
@@ -38,6 +40,7 @@ class Scenario:
     interop: str
     needs: tuple[str, ...]
     tls: bool | str
+    serving: bool
     without: tuple[str, ...]
     do: Mapping[str, Any]
     calls: tuple[Mapping[str, Any], ...]
@@ -66,6 +69,7 @@ def _of(path: Path) -> Iterator[Scenario]:
                 interop=one.pop("interop", ""),
                 needs=tuple(one.pop("needs", ())),
                 tls=one.pop("tls", False),
+                serving=one.pop("serving", True),
                 without=tuple(one.pop("without", ())),
                 do=one.pop("do"),
                 calls=tuple(call for call in calls for _ in range(call.get("times", 1))),

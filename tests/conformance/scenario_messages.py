@@ -10,7 +10,13 @@ from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import (
+    BadRequest,
+    ErrorInfo,
+    PreconditionFailure,
+    QuotaFailure,
+    RetryInfo,
+)
 from google.rpc.status_pb2 import Status
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
@@ -71,6 +77,11 @@ def status(fail: Mapping[str, Any]) -> Status:
     if fail.get("fields"):
         violations = [BadRequest.FieldViolation(field=each, description="not so") for each in fail["fields"]]
         details.append(BadRequest(field_violations=violations))
+    if fail.get("quota"):
+        details.append(QuotaFailure(violations=[QuotaFailure.Violation(subject=fail["quota"])]))
+    if fail.get("precondition"):
+        violation = PreconditionFailure.Violation(type=fail["precondition"], subject="somewhere")
+        details.append(PreconditionFailure(violations=[violation]))
     if "target_failures" in fail:
         details.append(
             pb.TargetFailures(

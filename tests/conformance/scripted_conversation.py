@@ -154,11 +154,13 @@ class Conversation:
             for name in SERVICE.methods_by_name
             if name not in self._scenario.without
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
-        # Clients that ask are told that all is well.
+        if handlers:
+            service = grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+            server.add_generic_rpc_handlers((service,))
         well = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(well, server)
-        await well.set("", health_pb2.HealthCheckResponse.SERVING)
+        states = health_pb2.HealthCheckResponse
+        await well.set("", states.SERVING if self._scenario.serving else states.NOT_SERVING)
         if self._credentials is None:
             self._relay.backend = server.add_insecure_port("127.0.0.1:0")
         else:

@@ -18,7 +18,7 @@ async def test_a_wrong_client_is_caught(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(PROGRAM), name]
     authority = Authority(tmp_path)
     # Long enough for a right client: who is caught by patience alone has waited where it should not.
-    async with running(command, patience=15.0) as runner:
+    async with running(command, patience=20.0) as runner:
         # It is wrong in one way only.
         assert await play(SCENARIOS["describe-one-page"], runner, authority) == []
         assert await play(SCENARIOS[WRONG[name][1]], runner, authority) != []
