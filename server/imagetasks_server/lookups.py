@@ -196,7 +196,7 @@ class Lookups:
         except Error as error:
             self._fail(batch, error)
         else:
-            self._view.apply(listing, page.tasks)
+            self._view.apply(listing, page.tasks, self._clock())
             self._settle(dict.fromkeys(batch))
 
     def _settle(self, answers: dict[str, Answer]) -> None:

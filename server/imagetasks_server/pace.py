@@ -1,68 +1,98 @@
 """How a task comes along, from the percentages that were seen. Pure.
 
-EC2 tells percentages alone. They come in steps and with pauses, and are seen whenever somebody reads;
-so a rate is the median of the slopes between the last few rises (Theil and Sen's estimator), which one
-odd step does not move far.
+EC2 tells percentages alone. They come in steps of any size and rest for any time, and are seen only when
+somebody reads: every few seconds, or after minutes of silence. So a task has marks: where it was seen to
+stand, and when. What lies between two marks is a stretch with a speed of its own. The rate is that of all
+stretches of usual speed together. One that took far longer was a pause and counts for nothing, as long as
+pauses are at most half of the few newest stretches; when most are slow, slow is usual.
 """
 
 import statistics
 from collections import deque
-from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import pairwise
 from typing import Final
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.clock import timestamp
 
-# Rises that the rate is taken from: enough to be robust, few enough to notice a change of pace.
-RISES: Final = 8
+# Six stretches: enough to outvote three pauses, few enough to follow another speed within four rises.
+MARKS: Final = 7
+# A stretch so many times slower than usual was a pause; so many times quicker, the end of one.
+UNUSUAL: Final = 3.0
+# A rise seen after a silence may be as old as that. If the next follows within this part of the silence, the
+# time between the two says nothing.
+BADLY_DATED: Final = 0.5
 _COMPLETE: Final = 100
 
 
-@dataclass(slots=True)
 class Pace:
     """What has been seen of one task in progress.
 
+    Args:
+        percentage: As seen the first time. Nobody knows since when, so it is no mark.
+        at: Unix seconds of that.
+        started: Unix seconds at which the task stood at 0 %; None if EC2 does not say.
+
     Attributes:
-        rises: (unix seconds, percentage) at which the percentage was first seen so high.
+        percentage: The highest seen.
+        risen_at: Unix seconds at which it was first seen so high.
         stalled: It has not risen for long.
     """
 
-    rises: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RISES))
-    stalled: bool = False
+    __slots__ = ("_looked_at", "_marks", "_silence", "percentage", "risen_at", "stalled")
+
+    def __init__(self, percentage: int, at: float, started: float | None) -> None:
+        self.percentage = max(0, percentage)
+        self.risen_at = at
+        self.stalled = False
+        # Unix seconds, percentage.
+        self._marks: deque[tuple[float, int]] = deque([] if started is None else [(started, 0)], MARKS)
+        self._looked_at = at
+        # For how long nobody had looked when the newest mark was set.
+        self._silence = 0.0
 
     def see(self, percentage: int, at: float) -> bool:
-        """Take in a percentage; whether it is news."""
-        if self.rises and percentage <= self.rises[-1][1]:
+        """Take in a percentage, seen not before any other; whether it is news."""
+        silence, self._looked_at = at - self._looked_at, at
+        if percentage <= self.percentage:
             return False
-        self.rises.append((at, percentage))
+        if self._marks and at - self._marks[-1][0] <= self._silence * BADLY_DATED:
+            self._marks.pop()
+        self._marks.append((at, percentage))
+        self.percentage, self.risen_at, self._silence = percentage, at, silence
         self.stalled = False
         return True
 
     def stall(self, at: float, after: float) -> bool:
         """Whether the task is found stalled now, for the first time since it rose."""
-        if self.stalled or not self.rises or at - self.rises[-1][0] < after:
+        if self.stalled or at - self.risen_at < after:
             return False
         self.stalled = True
         return True
 
     def rate(self) -> float | None:
         """Percent per second; None until the percentage has risen."""
-        slopes = [
-            (high - low) / (later - earlier)
-            for (earlier, low), (later, high) in combinations(self.rises, 2)
-            if later > earlier
+        stretches = [(later - earlier, high - low) for (earlier, low), (later, high) in pairwise(self._marks)]
+        if not stretches:
+            return None
+        # Of two the quicker: a pause is likelier than a burst.
+        usual = statistics.median_low(seconds / percent for seconds, percent in stretches)
+        counted = [
+            (seconds, percent)
+            for seconds, percent in stretches
+            if usual / UNUSUAL <= seconds / percent <= usual * UNUSUAL
         ]
-        return statistics.median(slopes) if slopes else None
+        return sum(percent for _, percent in counted) / sum(seconds for seconds, _ in counted)
 
-    def message(self) -> pb.TaskPace:
-        """As in the contract."""
-        last, percentage = self.rises[-1]
-        pace = pb.TaskPace(last_progress_time=timestamp(last), stalled=self.stalled)
+    def message(self, at: float) -> pb.TaskPace:
+        """As in the contract, at a moment not before anything that was seen."""
+        pace = pb.TaskPace(last_progress_time=timestamp(self.risen_at), stalled=self.stalled)
         rate = self.rate()
         if rate is not None:
             pace.percent_per_second = rate
             if not self.stalled:
-                left = max(0, _COMPLETE - percentage)
-                pace.estimated_completion_time.CopyFrom(timestamp(last + left / rate))
+                # Had it done one percent more meanwhile, that would have been seen.
+                done = self.percentage + min(1.0, (at - self.risen_at) * rate)
+                left = max(0.0, _COMPLETE - done)
+                pace.estimated_completion_time.CopyFrom(timestamp(at + left / rate))
         return pace

@@ -100,10 +100,10 @@ class Refresher:
             except Error:
                 # Nobody waits for this; the next read will meet the fault and tell.
                 return
-            self._view.apply(self._sweep.listing, page.tasks)
+            self._view.apply(self._sweep.listing, page.tasks, self._clock())
             self._sweep.token = page.next_token
             if page.next_token is None:
-                self._view.finish(self._sweep.listing)
+                self._view.finish(self._sweep.listing, self._clock())
                 self._sweep = None
 
     def _must_read_in_full(self) -> bool:
@@ -118,7 +118,7 @@ class Refresher:
         async with contextlib.aclosing(self._pages(report, Kind.FULL)) as pages:
             async for page in pages:
                 self._take(report, listing, page)
-        self._view.finish(listing)
+        self._view.finish(listing, self._clock())
 
     async def _read_head(self, report: Report) -> None:
         boundary = shallow.depth(self._view, self._unaskable).boundary
@@ -135,7 +135,7 @@ class Refresher:
                         break
         # At the end of the list a head read has become a full one.
         listing.full = token is None
-        self._view.finish(listing)
+        self._view.finish(listing, self._clock())
         if listing.full:
             self._sweep = None
         elif self._sweep is None and self._is_full_read_due(listing):
@@ -196,6 +196,6 @@ class Refresher:
         report.paying = False
 
     def _take(self, report: Report, listing: Listing, page: Page) -> list[Entry]:
-        entries = self._view.apply(listing, page.tasks)
+        entries = self._view.apply(listing, page.tasks, self._clock())
         report.add(entries)
         return entries

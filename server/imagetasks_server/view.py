@@ -82,6 +82,7 @@ class Entry:
         absent_since: Start of the first full read in a row that lacked it.
         removed: Why it is a tombstone; None while it lives.
         removed_at: Start of the read that removed it.
+        gone_at: Unix seconds at which it became a tombstone.
     """
 
     task: pb.StoreImageTaskResult
@@ -96,6 +97,7 @@ class Entry:
     absent_since: float | None = None
     removed: "pb.TaskChange.RemovalReason.ValueType | None" = None
     removed_at: float = 0.0
+    gone_at: float = 0.0
 
     @property
     def task_id(self) -> str:
@@ -130,7 +132,7 @@ class View:
         states: How many living tasks are in which state.
         contradictions: How often EC2 changed a finished task, or listed one that head reads had to
             have seen.
-        contradicted_at: Start of the newest read that did.
+        contradicted_at: Unix seconds at which that was seen last.
     """
 
     def __init__(
@@ -220,11 +222,14 @@ class View:
         """The tasks that were listed as of a revision not below `floor`."""
         return [entry for entry in self._entries.values() if entry.lived_at(revision)]
 
-    def apply(self, listing: Listing, tasks: Iterable[pb.StoreImageTaskResult]) -> list[Entry]:
-        """Apply a page of a read. Returns its entries as EC2 listed them, each once in the whole read."""
+    def apply(self, listing: Listing, tasks: Iterable[pb.StoreImageTaskResult], at: float) -> list[Entry]:
+        """Apply a page of a read that came at so many Unix seconds, not before any other page.
+
+        Returns its entries as EC2 listed them, each once in the whole read.
+        """
         entries = []
         for task in tasks:
-            entry = self._apply(task, listing)
+            entry = self._apply(task, listing, at)
             # Listed again because the list moved meanwhile: perhaps newer, never a second row.
             if entry.task_id not in listing.listed:
                 listing.listed.add(entry.task_id)
@@ -232,11 +237,11 @@ class View:
         self.publish()
         return entries
 
-    def finish(self, listing: Listing) -> None:
-        """The read has listed all it had to. A full read also tells what may be gone."""
+    def finish(self, listing: Listing, at: float) -> None:
+        """The read has listed all it had to, by so many Unix seconds. A full one also tells what is gone."""
         if listing.full:
-            self._miss(listing)
-            self._bury(listing.started)
+            self._miss(listing, at)
+            self._bury(at)
             self.full_read_time = max(listing.started, self.full_read_time or listing.started)
         self.read_time = max(listing.started, self.read_time or listing.started)
         self.publish()
@@ -246,11 +251,12 @@ class View:
         for listener in self.listeners:
             listener()
 
-    def _apply(self, task: pb.StoreImageTaskResult, listing: Listing) -> Entry:
+    def _apply(self, task: pb.StoreImageTaskResult, listing: Listing, at: float) -> Entry:
         entry = self._entries.get(task.task_id)
         if entry is None:
-            return self._add(task, listing)
-        if entry.removed is not None:
+            return self._add(task, listing, at)
+        is_back = entry.removed is not None
+        if is_back:
             self._revive(entry)
         entry.absent_since = None
         entry.listed_at = max(entry.listed_at, listing.started)
@@ -259,18 +265,18 @@ class View:
             if task == kept:
                 entry.task = task
                 return entry
-            self._contradict(listing)
+            self._contradict(at)
             if task.store_task_state not in _ENDED:
                 return entry
         newer = _never_back(kept, task)
-        self._keep_pace(entry, newer, listing)
+        self._keep_pace(entry, newer, at, is_news=is_back)
         if newer == kept:
             entry.task = newer
         else:
             self._change(entry, newer)
         return entry
 
-    def _add(self, task: pb.StoreImageTaskResult, listing: Listing) -> Entry:
+    def _add(self, task: pb.StoreImageTaskResult, listing: Listing, at: float) -> Entry:
         self.revision = self._revisions.take()
         entry = Entry(
             task=task,
@@ -279,9 +285,9 @@ class View:
             changed=self.revision,
             listed_at=listing.started,
         )
-        self._keep_pace(entry, task, listing)
+        self._keep_pace(entry, task, at, is_news=True)
         if self.read_time is not None and entry.order > started_at(self.read_time - LATE_SECONDS):
-            self._contradict(listing)
+            self._contradict(at)
         self._entries[entry.task_id] = entry
         self.states[task.store_task_state] += 1
         if task.store_task_state not in _ENDED:
@@ -300,22 +306,22 @@ class View:
             self._unfinished[entry.task_id] = entry
         self._listed = self._newest = None
 
-    def _keep_pace(self, entry: Entry, task: pb.StoreImageTaskResult, listing: Listing) -> None:
-        """Put the task's pace on its message, which nobody has seen yet."""
+    def _keep_pace(self, entry: Entry, task: pb.StoreImageTaskResult, at: float, *, is_news: bool) -> None:
+        """Put the task's pace on its message, which nobody has seen yet; a new one only with other news."""
         if task.store_task_state in _ENDED or not task.HasField("progress_percentage"):
             entry.pace = None
             return
-        entry.pace = entry.pace or Pace()
-        rose = entry.pace.see(task.progress_percentage, listing.started)
-        stalls = entry.pace.stall(listing.started, self._stalled_after)
-        if rose or stalls or not entry.task.HasField("pace"):
-            task.pace.CopyFrom(entry.pace.message())
-        else:
-            task.pace.CopyFrom(entry.task.pace)
+        if entry.pace is None:
+            entry.pace, is_news = Pace(task.progress_percentage, at, _start_of(task)), True
+        rose = entry.pace.see(task.progress_percentage, at)
+        stalls = entry.pace.stall(at, self._stalled_after)
+        task.pace.CopyFrom(entry.task.pace)
+        if is_news or rose or stalls or task != entry.task:
+            task.pace.CopyFrom(entry.pace.message(at))
 
-    def _contradict(self, listing: Listing) -> None:
+    def _contradict(self, at: float) -> None:
         self.contradictions += 1
-        self.contradicted_at = listing.started
+        self.contradicted_at = at
 
     def _change(self, entry: Entry, task: pb.StoreImageTaskResult) -> None:
         self._touch(entry)
@@ -334,20 +340,22 @@ class View:
         self.revision = entry.changed = self._revisions.take()
         self._entries[entry.task_id] = self._entries.pop(entry.task_id)
 
-    def _miss(self, listing: Listing) -> None:
+    def _miss(self, listing: Listing, at: float) -> None:
         # A read that runs slowly is no witness against what a later one has listed.
         missing = [e for e in self._entries.values() if e.removed is None and e.listed_at < listing.started]
         for entry in missing:
             if entry.absent_since is None:
                 entry.absent_since = listing.started
             if _is_older_than_history(entry.task, listing.started):
-                self._remove(entry, _AGED_OUT, listing.started)
+                self._remove(entry, _AGED_OUT, listing, at)
             elif listing.started - entry.absent_since >= self._confirm_after:
-                self._remove(entry, _NOT_REPORTED, listing.started)
+                self._remove(entry, _NOT_REPORTED, listing, at)
 
-    def _remove(self, entry: Entry, reason: "pb.TaskChange.RemovalReason.ValueType", started: float) -> None:
+    def _remove(
+        self, entry: Entry, reason: "pb.TaskChange.RemovalReason.ValueType", listing: Listing, at: float
+    ) -> None:
         self._touch(entry)
-        entry.removed, entry.removed_at = reason, started
+        entry.removed, entry.removed_at, entry.gone_at = reason, listing.started, at
         self._unfinished.pop(entry.task_id, None)
         self.states[entry.task.store_task_state] -= 1
         self._tombstones += 1
@@ -360,7 +368,7 @@ class View:
         dead = [key for key, entry in self._entries.items() if entry.removed is not None]
         for key in dead:
             entry = self._entries[key]
-            expired = now - entry.removed_at >= self._keep_tombstones_for
+            expired = now - entry.gone_at >= self._keep_tombstones_for
             if not expired and self._tombstones <= self._keep_tombstones:
                 break
             del self._entries[key]
@@ -389,6 +397,11 @@ def _never_back(kept: pb.StoreImageTaskResult, task: pb.StoreImageTaskResult) ->
     merged.CopyFrom(task)
     merged.progress_percentage = kept.progress_percentage
     return merged
+
+
+def _start_of(task: pb.StoreImageTaskResult) -> float | None:
+    """Unix seconds."""
+    return task.task_start_time.ToMicroseconds() / 1e6 if task.HasField("task_start_time") else None
 
 
 def _is_older_than_history(task: pb.StoreImageTaskResult, now: float) -> bool:

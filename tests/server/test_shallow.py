@@ -351,6 +351,24 @@ def test_a_sweep_that_fails_is_nobodys_error_and_goes_on_later(fault: str) -> No
     run(scenario)
 
 
+def test_what_a_slow_read_shows_counts_from_when_its_pages_came() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        ec2, observer = await about_to_sweep(clock, 2000)
+        oldest, gone = ec2.tasks[-1], ec2.tasks[-2]
+        ec2.end(oldest, failed="NoSuchBucket")
+        clock.advance(300)
+        await observer.refresher.sweep(lambda: False)
+        assert observer.view.contradicted_at == clock()
+        ec2.remove(gone)
+        ec2.between = lambda _: clock.advance(1)
+        for _ in range(2):
+            await observer.read()
+        (tombstone,) = [entry for entry in observer.view.changed_after(0) if entry.removed is not None]
+        assert tombstone.gone_at == clock() == tombstone.removed_at + 10
+
+    run(scenario)
+
+
 def test_an_empty_list_costs_one_call() -> None:
     async def scenario(clock: VirtualClock) -> None:
         observer = Observer(FakeEc2(clock), clock)

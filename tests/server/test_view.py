@@ -36,8 +36,8 @@ def a_task(number: int, *, state: str = "InProgress", progress: int | None = 0, 
 
 def read(view: View, started: float, *pages: list[Any], full: bool = True) -> list[list[Any]]:
     listing = Listing(started, full=full)
-    applied = [view.apply(listing, page) for page in pages]
-    view.finish(listing)
+    applied = [view.apply(listing, page, started) for page in pages]
+    view.finish(listing, started)
     return applied
 
 
@@ -105,7 +105,7 @@ class ViewThroughTime(RuleBasedStateMachine):
     def a_read_that_breaks_off(self, data: st.DataObject) -> None:
         listed = sorted(self.world.values(), key=order_of)
         page = listed[: data.draw(st.integers(0, len(listed)))]
-        self.view.apply(Listing(self.now), page)
+        self.view.apply(Listing(self.now), page, self.now)
         for task in page:
             self.absences.pop(task.task_id, None)
         self.check_step()
@@ -222,7 +222,7 @@ def test_a_removed_task_that_is_listed_again_is_back() -> None:
 def test_a_partial_read_removes_nothing_and_is_no_read_of_the_list() -> None:
     view = View(Revisions(), confirm_after=0.0)
     read(view, START, [a_task(1), a_task(2)])
-    view.apply(Listing(START + 50, full=False), [a_task(1, progress=7)])
+    view.apply(Listing(START + 50, full=False), [a_task(1, progress=7)], START + 50)
     assert len(view) == 2
     assert view.read_time == START
     assert shown(view)["task-0001"].progress_percentage == 7
@@ -289,3 +289,63 @@ def test_a_new_view_continues_no_place_that_an_earlier_view_of_the_target_gave()
     read(earlier, START, [a_task(1)])
     place = revisions.last
     assert View(revisions).floor > place
+
+
+def test_a_task_stalls_from_when_a_slow_read_showed_that_it_rose() -> None:
+    view = View(Revisions(), stalled_after=1800)
+    read(view, START, [a_task(1, progress=40)])
+    sweep = Listing(START)
+    view.apply(sweep, [a_task(1, progress=41)], START + 1750)
+    assert _pace(view).last_progress_time.seconds == START + 1750
+    read(view, START + 1805, [a_task(1, progress=41)], full=False)
+    assert not _pace(view).stalled
+    read(view, START + 1750 + 1800, [a_task(1, progress=41)], full=False)
+    assert _pace(view).stalled
+
+
+def test_a_contradiction_counts_from_when_a_slow_read_showed_it() -> None:
+    view = View(Revisions())
+    read(view, START, [a_task(1, state="Completed", progress=100)])
+    view.apply(Listing(START), [a_task(1, state="Failed", progress=100)], START + 900)
+    assert view.contradicted_at == START + 900
+
+
+def test_a_tombstone_is_kept_from_when_it_was_told() -> None:
+    view = View(Revisions(), confirm_after=CONFIRM, keep_tombstones_for=600)
+    read(view, START, [a_task(1)])
+    read(view, START + CONFIRM, [])
+    before = view.floor
+    view.finish(Listing(START + 2 * CONFIRM), START + 300)
+    assert len(view) == 0
+    view.finish(Listing(START + 310), START + 300 + 599)
+    assert view.floor == before
+    view.finish(Listing(START + 320), START + 300 + 600)
+    assert view.floor > before
+
+
+def test_an_estimate_is_made_anew_with_each_change_and_with_nothing_else() -> None:
+    view = View(Revisions(), confirm_after=0.0)
+    read(view, START + 1000, [a_task(1, progress=98)])
+    read(view, START + 1010, [a_task(1, progress=99)])
+    reason = a_task(1, progress=99)
+    reason.store_task_failure_reason = "slow"
+    resting = a_task(1, state="Resting", progress=99)
+    for at, task, is_news in (
+        (START + 1200, a_task(1, progress=99), False),
+        (START + 1300, reason, True),
+        (START + 1400, resting, True),
+    ):
+        revision, before = view.revision, _pace(view)
+        read(view, at, [task])
+        assert (view.revision > revision) == is_news
+        assert (_pace(view) != before) == is_news
+        assert not is_news or _pace(view).estimated_completion_time.seconds >= at
+    read(view, START + 1500, [])
+    assert len(view) == 0
+    read(view, START + 1600, [resting])
+    assert _pace(view).estimated_completion_time.seconds >= START + 1600
+
+
+def _pace(view: View) -> pb.TaskPace:
+    (entry,) = view.listed()
+    return entry.task.pace
