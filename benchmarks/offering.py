@@ -17,13 +17,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from raw_http2 import (
-    ACK,
     DATA,
-    PING,
     RST_STREAM,
-    SETTINGS,
     WINDOW_UPDATE,
     Frames,
+    answer,
     call,
     connect,
     frame,
@@ -111,10 +109,7 @@ def _read(line: Line, found: dict[str, list[float]]) -> None:
             data += len(each.payload)
         elif each.kind == RST_STREAM:
             status = f"reset {each.payload[3]}"
-        elif each.kind == PING and not each.flags & ACK:
-            line.pending += frame(PING, ACK, 0, each.payload)
-        elif each.kind == SETTINGS and not each.flags & ACK:
-            line.pending += frame(SETTINGS, ACK, 0)
+        line.pending += answer(each)
         if status is not None and (due := line.due.pop(each.stream, None)) is not None:
             found[str(status)].append(round((now - due) * 1000, 3))
     if data:

@@ -17,6 +17,8 @@ CANCEL: Final = 8
 LARGEST_WINDOW: Final = 2**31 - 1
 
 _HEAD: Final = struct.Struct(">HBBBI")
+# Of a gRPC message.
+_PREFIX: Final = struct.Struct(">BI")
 _STATUS: Final = re.compile(rb"grpc-status[\x01\x02](\d{1,2})")
 
 
@@ -67,14 +69,38 @@ def request(path: str, *more: tuple[str, str]) -> bytes:
 
 def call(stream: int, headers: bytes, message: bytes = b"") -> bytes:
     """A whole unary call, or the opening of a server's stream."""
-    body = b"\0" + struct.pack(">I", len(message)) + message
+    body = _PREFIX.pack(0, len(message)) + message
     return frame(HEADERS, END_HEADERS, stream, headers) + frame(DATA, END_STREAM, stream, body)
+
+
+def answer(found: Frame) -> bytes:
+    """What must be said to a frame, or the server gives its peer up for dead."""
+    if found.kind in {PING, SETTINGS} and not found.flags & ACK:
+        return frame(found.kind, ACK, 0, found.payload if found.kind == PING else b"")
+    return b""
 
 
 def grpc_status(found: Frame) -> int | None:
     """The status of a call, from the headers that end it."""
     match = _STATUS.search(found.payload) if found.kind == HEADERS else None
     return int(match[1]) if match else None
+
+
+class Messages:
+    """Puts together what comes of one call."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def of(self, payload: bytes) -> Iterator[bytes]:
+        """The messages that are complete with these bytes."""
+        self._rest += payload
+        while len(self._rest) >= _PREFIX.size:
+            _, size = _PREFIX.unpack_from(self._rest)
+            if len(self._rest) < _PREFIX.size + size:
+                break
+            yield self._rest[_PREFIX.size : _PREFIX.size + size]
+            self._rest = self._rest[_PREFIX.size + size :]
 
 
 class Frames:
