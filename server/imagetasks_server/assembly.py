@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from imagetasks_server.answers import Answers
+from imagetasks_server.arrivals import Arrivals
 from imagetasks_server.boundary import SERVICE, Boundary
 from imagetasks_server.budget import Allowance, Budget
 from imagetasks_server.clock import Clock
@@ -149,6 +150,7 @@ def assemble(
         records,
         gate,
         limits,
+        Arrivals(settings.limits.max_arrival_seconds),
         default_deadline=settings.default_deadline,
         longest=settings.limits.max_stream_age,
     )

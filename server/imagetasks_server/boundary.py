@@ -21,10 +21,11 @@ from google.protobuf.message_factory import GetMessageClass
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.access import Access
+from imagetasks_server.arrivals import Arrivals
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import InvalidRequest
-from imagetasks_server.gate import Decision, Gate
-from imagetasks_server.limits import Admission, Limits
+from imagetasks_server.gate import Decision, Gate, Shown
+from imagetasks_server.limits import Limits
 from imagetasks_server.record import Context, Record, Records
 from imagetasks_server.repeats import Again
 from imagetasks_server.service import Call, Service
@@ -73,6 +74,7 @@ class Boundary:
         records: Of the calls under way.
         gate: Who may come in.
         limits: Lets them in.
+        arrivals: Takes in what they ask.
         default_deadline: Seconds a call may take where the caller set no deadline.
         longest: Seconds that any call may take.
     """
@@ -83,6 +85,7 @@ class Boundary:
         records: Records,
         gate: Gate,
         limits: Limits,
+        arrivals: Arrivals,
         *,
         default_deadline: float,
         longest: float,
@@ -90,9 +93,12 @@ class Boundary:
         self._clock = clock
         self.limits = limits
         self._gate = gate
+        self._arrivals = arrivals
         self._default_deadline = default_deadline
         self._longest = longest
         self._records = records
+        # Kept: before Python 3.12 it is a call to the system to find it out.
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def in_flight(self) -> int:
@@ -114,38 +120,29 @@ class Boundary:
         for method in SERVICE.methods:
             implementation = getattr(service, _snake_case(method.name))
             if method.server_streaming:
-                methods[method.name] = grpc.unary_stream_rpc_method_handler(
+                methods[method.name] = grpc.stream_stream_rpc_method_handler(
                     self._stream(method, implementation), response_serializer=_Serializer()
                 )
             else:
-                methods[method.name] = grpc.unary_unary_rpc_method_handler(
+                methods[method.name] = grpc.stream_unary_rpc_method_handler(
                     self._unary(method, implementation, service.again.get(method.name))
                 )
         return grpc.method_handlers_generic_handler(SERVICE.full_name, methods)
 
     def _unary(
         self, method: MethodDescriptor, implementation: Unary, again: Again | None
-    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    ) -> Callable[[object, Context], Awaitable[bytes]]:
         name, parse, kind = method.name, _parser(method), METHODS[method.name]
 
-        async def unary(message: bytes, context: Context) -> bytes:
+        async def unary(_: object, context: Context) -> bytes:
             with Record(self._records, name, context) as record:
                 try:
-                    decision = self._gate.known(record.metadata, name)
-                    # Asked of gRPC now, while the call is certainly there.
-                    connection = (
-                        context.auth_context() if self._gate.asks_for_certificates else _NO_CONNECTION
-                    )
-                    shown = record.metadata, connection
-                    if decision is None:
-                        record.bind()
-                        decision = await self._gate.decided(*shown, name)
-                    admission = self._let_in(record, decision, kind)
+                    message, decision, shown = await self._let_in(context, record, name, kind)
                     # What can be said at once needs nothing of what follows.
                     if again and (answer := again(message, decision.permission, record.tally)):
                         return answer
                     record.bind()
-                    with admission, self._gate.stay(decision, shown, name) as access:
+                    with self._gate.stay(decision, shown, name) as access:
                         call = self._call(context, record, access, message)
                         access.end_when_it_expires(self._clock)
                         response = await access.guard(lambda: implementation(parse(message), call))
@@ -157,28 +154,20 @@ class Boundary:
 
     def _stream(
         self, method: MethodDescriptor, implementation: Stream
-    ) -> Callable[[bytes, Context], AsyncIterator[Any]]:
+    ) -> Callable[[object, Context], AsyncIterator[Any]]:
         name, parse, kind = method.name, _parser(method), METHODS[method.name]
 
-        async def stream(message: bytes, context: Context) -> AsyncGenerator[Message]:
+        async def stream(_: object, context: Context) -> AsyncGenerator[Message]:
             with Record(self._records, name, context) as record:
                 try:
-                    # Asked of gRPC now, while the call is certainly there.
-                    connection = (
-                        context.auth_context() if self._gate.asks_for_certificates else _NO_CONNECTION
-                    )
-                    shown = record.metadata, connection
-                    decision = self._gate.known(record.metadata, name)
                     record.bind()
-                    if decision is None:
-                        decision = await self._gate.decided(*shown, name)
-                    with (
-                        self._let_in(record, decision, kind),
-                        self._gate.stay(decision, shown, name) as access,
-                    ):
-                        call = self._call(context, record, access, message)
+                    message, decision, shown = await self._let_in(context, record, name, kind)
+                    with self._gate.stay(decision, shown, name) as access:
+                        call = self._call(context, record, access)
                         with _ended_after(self._longest + STUCK_SECONDS):
                             responses = implementation(parse(message), call)
+                            # It may last for hours.
+                            del message
                             # A watch says goodbye itself.
                             if kind is not Kind.WATCH:
                                 access.end_when_it_expires(self._clock)
@@ -192,12 +181,38 @@ class Boundary:
 
         return stream
 
-    def _let_in(self, record: Record, decision: Decision, kind: Kind) -> Admission:
-        record.identified(decision.caller, decision.permission.caller)
-        caller = decision.caller or _host(record.peer)
-        return self.limits.admit(caller, decision.permission.quota, streaming=kind is not Kind.CALL)
+    async def _let_in(
+        self, context: Context, record: Record, name: str, kind: Kind
+    ) -> tuple[bytes, Decision, Shown]:
+        """Wait until it is known who calls, give the call its place, and wait for what it asks.
 
-    def _call(self, context: Context, record: Record, access: Access, message: bytes) -> Call:
+        It holds its place until gRPC is done with it: until the answer has been sent, and not only given.
+        """
+        # Asked of gRPC now, while the call is certainly there.
+        connection = context.auth_context() if self._gate.asks_for_certificates else _NO_CONNECTION
+        shown = record.metadata, connection
+        decision = self._gate.known(record.metadata, name)
+        if decision is None:
+            record.bind()
+            with self.limits.undecided():
+                decision = await self._gate.decided(*shown, name)
+        record.identified(decision.caller, decision.permission.caller)
+        place = self.limits.admit(
+            decision.caller or _host(record.peer),
+            decision.permission.quota,
+            streaming=kind is not Kind.CALL,
+        )
+        # The task that this is. What the context would call makes a cycle with it, for the collector to find.
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task is not None
+        task.add_done_callback(place.leave)
+        message = await self._arrivals.message(context)
+        if not self._gate.stands(decision):
+            decision = await self._gate.decided(*shown, name)
+        return message, decision, shown
+
+    def _call(self, context: Context, record: Record, access: Access, message: bytes | None = None) -> Call:
         now, remaining = self._clock(), context.time_remaining()
         longest = self._longest if remaining is None else min(remaining, self._longest)
         seconds = min(self._default_deadline, longest) if remaining is None else longest

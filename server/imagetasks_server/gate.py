@@ -33,11 +33,13 @@ class Decision(NamedTuple):
         identity: What was proven.
         permission: What may be seen.
         caller: Whom the log names; empty: nobody was asked.
+        policy: By what this was decided.
     """
 
     identity: Identity
     permission: Permission
     caller: str
+    policy: Policy
 
 
 class Stay:
@@ -148,7 +150,7 @@ class Gate:
     def known(self, metadata: Metadata, method: str) -> Decision | None:
         """What was decided before upon the same token, if that still stands; nothing is waited for."""
         if self._policy.is_open:
-            return Decision(ANONYMOUS, self._policy.permission(ANONYMOUS, method), "")
+            return Decision(ANONYMOUS, self._policy.permission(ANONYMOUS, method), "", self._policy)
         token = _lone_token(metadata)
         remembered = token and self._decided.get((digest_of(token), method))
         if not remembered:
@@ -157,8 +159,12 @@ class Gate:
         # Keys that are due to be fetched again are no reason any more.
         if keys is not None and (self._keys is None or self._keys.fresh is not keys):
             return None
+        return decision if self.stands(decision) else None
+
+    def stands(self, decision: Decision) -> bool:
+        """Whether it would be the same now: no new policy is in force, no credential has ended."""
         expires = decision.identity.expires
-        return decision if expires == math.inf or self._clock() < expires else None
+        return decision.policy is self._policy and (expires == math.inf or self._clock() < expires)
 
     async def decided(self, metadata: Metadata, connection: Connection, method: str) -> Decision:
         """Who calls.
@@ -178,7 +184,7 @@ class Gate:
         if self._clock() >= identity.expires:
             raise expired()
         permission = self._policy.permission(identity, method)
-        decision = Decision(identity, permission, self._policy.name(identity, permission))
+        decision = Decision(identity, permission, self._policy.name(identity, permission), self._policy)
         token = _lone_token(metadata)
         keys = None if identity.claims is None or self._keys is None else self._keys.fresh
         # While keys were waited for, the policy and the keys may have become others.
@@ -192,7 +198,7 @@ class Gate:
         """A call's access, as long as the context lasts that this is."""
         # Found out once: before Python 3.12 it is a call to the system each time.
         loop = self._loop = self._loop or asyncio.get_running_loop()
-        identity, permission, caller = decision
+        identity, permission, caller, _ = decision
         access = Access(permission, caller, identity.expires, asyncio.current_task(loop))
         if self._policy.is_open:
             access.shown = (tuple(shown[0]), dict(shown[1]))

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2
 
+from imagetasks_server.arrivals import Arrivals
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.errors import Error
 from imagetasks_server.roster import Roster
@@ -30,6 +32,8 @@ NAMES: Final = ("", SERVICE.full_name)
 # What is asked to find out whether the process is alive: it would not be helped by a restart otherwise.
 ALIVE: Final = "alive"
 
+# Seconds for which is waited for what is asked.
+_ASKED_WITHIN: Final = 5.0
 # Who watches health at once; each holds a connection, and nobody is asked who he is.
 _WATCHERS: Final = 200
 # The longest name that is known is far shorter.
@@ -84,16 +88,43 @@ class Health:
     """The gateway's health: NOT_SERVING until told otherwise."""
 
     def __init__(self) -> None:
+        self._arrivals = Arrivals(_ASKED_WITHIN)
         self._servicer = _Servicer()
         self._servicer.statuses.update(dict.fromkeys(NAMES, NOT_SERVING))
         self._draining = False
 
     async def add_to(self, server: grpc.aio.Server) -> None:
         """Answer on this server too."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        named = health.SERVICE_NAME, self._methods()
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(*named),))
+        # Those have a queue of their own in gRPC: they are answered while other calls wait.
+        server.add_registered_method_handlers(*named)
         await self._set(NOT_SERVING)
         self._servicer.statuses[ALIVE] = SERVING
         await self._servicer.set(ALIVE, SERVING)
+
+    def _methods(self) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
+        """As the library's, but that what is asked is not waited for without an end."""
+        serializer = health_pb2.HealthCheckResponse.SerializeToString
+
+        async def check(_: object, context: Any) -> Any:
+            return await self._servicer.Check(await self._asked(context), context)
+
+        async def watch(_: object, context: Any) -> None:
+            await self._servicer.Watch(await self._asked(context), context)
+
+        return {
+            "Check": grpc.stream_unary_rpc_method_handler(check, response_serializer=serializer),
+            "Watch": grpc.stream_stream_rpc_method_handler(watch, response_serializer=serializer),
+        }
+
+    async def _asked(self, context: Any) -> Any:
+        try:
+            return health_pb2.HealthCheckRequest.FromString(await self._arrivals.message(context))
+        except Error as error:
+            await context.abort(type(error).code, error.message)
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "is not a HealthCheckRequest")
 
     async def serve(self, *, well: bool) -> bool:
         """From now on it is SERVING, or not. Nothing changes any more once it drains.

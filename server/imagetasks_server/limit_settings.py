@@ -26,6 +26,9 @@ class LimitSettings(Table):
     """Seconds that such a call waits; then it is refused in the same way. More: more watchers can come back
     in the same moment, for some 1,500 a second are taken; less: under overload who is let in is answered
     sooner, for nobody is let in who waited longer."""
+    max_arrival_seconds: Seconds = 10.0
+    """Seconds that a caller who was let in has to send what it asks. More: slower networks are good enough;
+    less: whoever sends slowly holds a place and memory for less time."""
     default_calls_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """New calls per second of one caller who has no quota of its own, in the long run. Absent: no limit.
     More: one caller can take more of the processor."""

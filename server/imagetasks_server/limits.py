@@ -5,9 +5,10 @@ which limit it was and when to come back. What a caller's limits are is decided 
 of a caller is forgotten when it could no longer refuse anything.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 from imagetasks_server.clock import Clock
 from imagetasks_server.errors import Exhausted
@@ -15,6 +16,9 @@ from imagetasks_server.errors import Exhausted
 # Seconds after which a place may be free again: a guess, spread so that not all come back at once.
 CALL_RETRY: Final = 1.0
 STREAM_RETRY: Final = 10.0
+
+# Calls of which it is not known yet who calls: all wait for the same keys. Each takes 20 KiB or so.
+MOST_UNDECIDED: Final = 1000
 
 # Callers looked at, when a new one comes, for whether they can be forgotten: more than come.
 _LOOKED_AT: Final = 2
@@ -66,31 +70,51 @@ class Limits:
         self._clock = clock
         self._jitter = jitter
         self._most = {False: max_concurrent_calls, True: max_open_streams}
-        self._under_way = {False: 0, True: 0}
+        self._under_way = {False: _Places(), True: _Places()}
+        self._undecided = 0
         self._callers: dict[str, _Caller] = {}
 
     @property
     def concurrent_calls(self) -> int:
         """Unary calls under way."""
-        return self._under_way[False]
+        return self._under_way[False].taken
 
     @property
     def open_streams(self) -> int:
         """Streams and waits under way."""
-        return self._under_way[True]
+        return self._under_way[True].taken
 
     @property
     def callers(self) -> int:
         """Callers of whom something is kept."""
         return len(self._callers)
 
-    def admit(self, caller: str, quota: Quota, *, streaming: bool) -> "Admission":
-        """Let a call in. If it lasts, it holds a place as long as the context lasts that this is.
+    @contextlib.contextmanager
+    def undecided(self) -> Iterator[None]:
+        """A call of which it is not known yet who calls, as long as the context lasts.
+
+        Raises:
+            Exhausted: There are too many.
+        """
+        if self._undecided >= MOST_UNDECIDED:
+            text = f"the gateway has {MOST_UNDECIDED} calls whose credential it cannot check yet, its limit"
+            raise Exhausted("OVERLOADED", text, retry_after=self._after(CALL_RETRY))
+        self._undecided += 1
+        try:
+            yield
+        finally:
+            self._undecided -= 1
+
+    def admit(self, caller: str, quota: Quota, *, streaming: bool) -> "Place":
+        """Let a call in.
 
         Args:
             caller: Whose limits.
             quota: What they are now; they may change from call to call.
             streaming: The call lasts and mostly rests: a stream, or a wait.
+
+        Returns:
+            The place that it holds until it leaves.
 
         Raises:
             Exhausted: It may not come in. That takes nothing from the caller's rate.
@@ -101,20 +125,23 @@ class Limits:
             self._forget_some(now)
             known = _Caller()
         own = quota.open_streams if streaming else quota.concurrent_calls
-        if own is not None and known.under_way[streaming] >= own:
+        if own is not None and known.under_way[streaming].taken >= own:
             reason = "TOO_MANY_STREAMS" if streaming else "TOO_MANY_CALLS"
             raise self._refusal(reason, "this caller has", own, streaming)
-        if self._under_way[streaming] >= self._most[streaming]:
+        if self._under_way[streaming].taken >= self._most[streaming]:
             raise self._refusal("OVERLOADED", "the gateway has", self._most[streaming], streaming)
         if quota.calls_per_second is not None:
             known.pay(quota.calls_per_second, quota.burst, now)
         self._callers[caller] = known
-        return Admission(self._under_way, known.under_way, streaming=streaming)
+        return Place(self._under_way[streaming], known.under_way[streaming])
 
     def _refusal(self, reason: str, who: str, limit: int, streaming: bool) -> Exhausted:  # noqa: FBT001
         kind = "streams and waits" if streaming else "calls"
-        after = (STREAM_RETRY if streaming else CALL_RETRY) * (0.5 + self._jitter())
+        after = self._after(STREAM_RETRY if streaming else CALL_RETRY)
         return Exhausted(reason, f"{who} {limit} {kind} under way, its limit", retry_after=after)
+
+    def _after(self, seconds: float) -> float:
+        return seconds * (0.5 + self._jitter())
 
     def _forget_some(self, now: float) -> None:
         """Whoever has no call under way and a full bucket is as one never seen."""
@@ -125,25 +152,29 @@ class Limits:
                 self._callers[name] = known  # at the end: next time others are looked at
 
 
-class Admission:
+class _Places:
+    """How many are taken."""
+
+    __slots__ = ("taken",)
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+
+class Place:
     """One call's place, among its caller's and among all."""
 
-    __slots__ = ("_all", "_own", "_streaming")
+    __slots__ = ("_all", "_own")
 
-    def __init__(self, all_: dict[bool, int], own: dict[bool, int], *, streaming: bool) -> None:
-        self._all = all_
-        self._own = own
-        self._streaming = streaming
+    def __init__(self, all_: _Places, own: _Places) -> None:
+        self._all, self._own = all_, own
+        all_.taken += 1
+        own.taken += 1
 
-    def __enter__(self) -> Self:
-        self._all[self._streaming] += 1
-        self._own[self._streaming] += 1
-        return self
-
-    # Synchronous: when a client leaves, the first await of a cleanup may be cancelled.
-    def __exit__(self, *_: object) -> None:
-        self._all[self._streaming] -= 1
-        self._own[self._streaming] -= 1
+    def leave(self, _: object = None) -> None:
+        """Give it back, once."""
+        self._all.taken -= 1
+        self._own.taken -= 1
 
 
 class _Caller:
@@ -152,7 +183,7 @@ class _Caller:
     __slots__ = ("full_at", "under_way")
 
     def __init__(self) -> None:
-        self.under_way = {False: 0, True: 0}
+        self.under_way = {False: _Places(), True: _Places()}
         self.full_at = 0.0
 
     def pay(self, rate: float, burst: int | None, now: float) -> None:
@@ -177,4 +208,4 @@ class _Caller:
 
     def matters(self, now: float) -> bool:
         """Whether forgetting it would change anything."""
-        return any(self.under_way.values()) or self.full_at > now
+        return any(each.taken for each in self.under_way.values()) or self.full_at > now

@@ -42,10 +42,14 @@ _COMMON: Final = (
 )
 SERVER_OPTIONS: Final = (
     *_COMMON,
-    # Of one connection: what arrives of each is kept until it is whole.
-    ("grpc.max_concurrent_streams", 10_000),
+    # Of one connection. A client that has so many waits with the next call until one of them has ended.
+    ("grpc.max_concurrent_streams", 1000),
+    # What gRPC takes of a call before the gateway reads it, whoever it is from; it must not grow by itself.
+    # Less: callers far away send less in one round trip.
+    ("grpc.http2.lookahead_bytes", 16 * 1024),
+    ("grpc.http2.bdp_probe", 0),
     # The largest legal request is below it.
-    ("grpc.max_receive_message_length", 512 * 1024),
+    ("grpc.max_receive_message_length", 256 * 1024),
     # Credentials and trace headers take less than half of it; the default above which gRPC refuses only
     # at random is 8 KiB, and it refuses always above 16.
     ("grpc.max_metadata_size", 16 * 1024),

@@ -16,7 +16,7 @@ MAX_FILTERS: Final = 50
 MAX_FILTER_VALUES: Final = 200
 MAX_RESULTS: Final = 200
 # EC2's S3 limits a bucket's name to 63 characters; patterns may be a little longer.
-MAX_FILTER_VALUE_CHARS: Final = 255
+MAX_FILTER_VALUE_BYTES: Final = 255
 # Texts of which a filter remembers whether it means them.
 MAX_VERDICTS: Final = 4096
 
@@ -155,8 +155,8 @@ def _compile_filters(where: str, filters: Sequence[pb.Filter]) -> tuple[tuple[st
             raise InvalidRequest(f"{at}.name", f'The filter "{each.name[:64]}" is invalid: {names}')
         if not each.values:
             raise InvalidRequest(f"{at}.values", "at least one value")
-        if any(len(value) > MAX_FILTER_VALUE_CHARS for value in each.values):
-            raise InvalidRequest(f"{at}.values", f"at most {MAX_FILTER_VALUE_CHARS} characters a value")
+        if any(len(value.encode()) > MAX_FILTER_VALUE_BYTES for value in each.values):
+            raise InvalidRequest(f"{at}.values", f"at most {MAX_FILTER_VALUE_BYTES} bytes a value")
         compiled.append((_FILTERS[each.name], Pattern(each.values)))
     return tuple(compiled)
 

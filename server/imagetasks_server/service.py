@@ -31,7 +31,9 @@ from imagetasks_server.tracked import Registry
 from imagetasks_server.waiting import Waiting
 from imagetasks_server.watching import Asked, Watching
 
-MAX_NAMES: Final = 2000
+MAX_ACCOUNTS: Final = 2000
+# AWS has fewer than fifty.
+MAX_REGIONS: Final = 100
 NANOS: Final = 1_000_000_000
 
 # Once: it is read from the disk.
@@ -283,12 +285,18 @@ def _page_size(request: pb.DescribeStoreImageTasksRequest) -> int | None:
 
 
 def _check_names(accounts: Sequence[str], regions: Sequence[str], prefix: str = "") -> None:
-    for field, names, pattern, what in (
-        ("accounts", accounts, _ACCOUNT, "an account's name: letters, digits, '_', '.' and '-'"),
-        ("regions", regions, _REGION, 'a Region, as "eu-central-1"'),
+    for field, names, most, pattern, what in (
+        (
+            "accounts",
+            accounts,
+            MAX_ACCOUNTS,
+            _ACCOUNT,
+            "an account's name: letters, digits, '_', '.' and '-'",
+        ),
+        ("regions", regions, MAX_REGIONS, _REGION, 'a Region, as "eu-central-1"'),
     ):
-        if len(names) > MAX_NAMES:
-            raise InvalidRequest(f"{prefix}{field}", f"at most {MAX_NAMES}")
+        if len(names) > most:
+            raise InvalidRequest(f"{prefix}{field}", f"at most {most}")
         for index, name in enumerate(names):
             if not pattern.fullmatch(name):
                 raise InvalidRequest(f"{prefix}{field}[{index}]", f"{name[:64]!r} is not {what}")

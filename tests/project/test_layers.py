@@ -33,6 +33,7 @@ ORDER = (
     "gauges",
     "assembly",
     "boundary",
+    "arrivals",
     "record",
     "gate",
     "jwks",

@@ -63,6 +63,11 @@ class Gateway:
         """Where it listens."""
         return self.listening.address
 
+    @property
+    def inside(self) -> int:
+        """The calls that were let in and have sent what they ask: each is as far as it comes at once."""
+        return len(self.gateway.gate._inside)
+
     async def describe(
         self, deadline: float | None = PATIENCE, **request: Any
     ) -> pb.DescribeStoreImageTasksResponse:

@@ -161,7 +161,7 @@ class TestSharing:
         calls = [asyncio.create_task(gateway.describe()) for _ in range(20)]
         for hold in holds:
             await hold.reached()
-        await eventually(lambda: gateway.boundary.in_flight == 20)
+        await eventually(lambda: gateway.inside == 20)
         for hold in holds:
             hold.release()
         for call in calls:

@@ -112,7 +112,7 @@ class TestImages:
         others = [
             asyncio.create_task(gateway.refused(image_ids=[image(n), image(n + 1)], **ONE)) for n in range(9)
         ]
-        await eventually(lambda: gateway.boundary.in_flight == 10)
+        await eventually(lambda: gateway.inside == 10)
         hold.release()
         for refused in await asyncio.gather(first, *others):
             assert refused.reason == "IMAGE_NOT_FOUND"
@@ -126,7 +126,7 @@ class TestImages:
             asyncio.create_task(gateway.describe(image_ids=[image(20 * k + n) for n in range(20)], **ONE))
             for k in range(3)
         ]
-        await eventually(lambda: gateway.boundary.in_flight == 3)
+        await eventually(lambda: gateway.inside == 3)
         hold.release()
         await asyncio.gather(*calls)
         assert sorted(map(len, id_calls(ec2))) == [20, 20, 20]
@@ -141,7 +141,7 @@ class TestImages:
         await hold.reached()
         good = asyncio.create_task(gateway.describe(image_ids=[image(2)], **ONE))
         bad = asyncio.create_task(gateway.refused(image_ids=[image(9)], **ONE))
-        await eventually(lambda: gateway.boundary.in_flight == 3)
+        await eventually(lambda: gateway.inside == 3)
         hold.release()
         await asyncio.gather(blocker, good)
         assert image(9) in (await bad).text
@@ -192,10 +192,10 @@ class TestImages:
             for _ in range(3)
         ]
         await hold.reached()
-        await eventually(lambda: gateway.boundary.in_flight == 3)
+        await eventually(lambda: gateway.inside == 3)
         for call in calls[:2]:
             call.cancel()
-        await eventually(lambda: gateway.boundary.in_flight == 1)
+        await eventually(lambda: gateway.inside == 1)
         assert hold.waiting == 1
         calls[2].cancel()
         await eventually(lambda: hold.waiting == 0)
@@ -262,7 +262,7 @@ class TestDryRun:
     async def test_callers_at_the_same_time_share_one_question(self, gateway: Gateway, ec2: FakeEc2) -> None:
         hold = ec2.hang()
         calls = [asyncio.create_task(gateway.refused(dry_run=True, **ONE)) for _ in range(10)]
-        await eventually(lambda: gateway.boundary.in_flight == 10)
+        await eventually(lambda: gateway.inside == 10)
         hold.release()
         answers: list[Failure] = await asyncio.gather(*calls)
         assert {answer.reason for answer in answers} == {"DRY_RUN_OPERATION"}

@@ -14,7 +14,7 @@ import grpc
 import pytest
 import structlog
 from fake_ec2 import FakeWorld, Hold, aws_error
-from gateway_stage import PATIENCE, Gateway, Serve, failure, outcomes, seconds
+from gateway_stage import PATIENCE, Gateway, Serve, eventually, failure, outcomes, seconds
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from virtual import VirtualClock, run
@@ -415,7 +415,7 @@ def test_the_limits_are_how_much_is_let_in() -> None:
         def entered(*, streaming: bool) -> Any:
             for number in range(40):
                 with contextlib.suppress(Error):
-                    yield boundary.limits.admit("ab"[number % 2], quota, streaming=streaming).__enter__()
+                    yield boundary.limits.admit("ab"[number % 2], quota, streaming=streaming)
 
         return len([*entered(streaming=False)]), len([*entered(streaming=True)])
 
@@ -459,6 +459,15 @@ async def test_max_waiting_seconds_is_what_grpc_is_told(
         await serve(limits=limits)
         assert told.pop()["grpc.server_max_unrequested_time_in_server"] == expected
     assert told == []
+
+
+@proves("limits.max_arrival_seconds")
+async def test_max_arrival_seconds_is_how_long_a_caller_may_send(serve: Serve, clock: VirtualClock) -> None:
+    gateway = await serve(limits={"max_arrival_seconds": 3})
+    call: Any = gateway.channel.stream_unary(f"/{SERVICE.full_name}/ListTargets")(timeout=PATIENCE)
+    await eventually(lambda: gateway.boundary.limits.concurrent_calls)
+    clock.advance(3)
+    assert (await failure(call)).reason == "DEADLINE"
 
 
 @proves("limits.max_stream_age")

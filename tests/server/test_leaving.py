@@ -76,10 +76,10 @@ class TestUnary:
         staying = asyncio.create_task(gateway.describe(**ONE))
         async with another_client(gateway) as (stub, channel):
             leaving = [stub.DescribeStoreImageTasks(Describe(**ONE)) for _ in range(3)]
-            await eventually(lambda: under_way(gateway) == 4)
+            await eventually(lambda: gateway.inside == 4)
             for call in leaving:
                 await leave(call, channel)
-            await eventually(lambda: under_way(gateway) == 1)
+            await eventually(lambda: gateway.inside == 1)
         hold.release()
         assert len((await staying).store_image_task_results) == 1
         assert (ec2.lists, ec2.cancelled) == (1, 0)
@@ -120,9 +120,9 @@ class TestUnary:
         await hold.reached()
         # This one needs a read that starts after now, so it waits behind the first.
         second = gateway.stub.DescribeStoreImageTasks(Describe(max_age=NO_AGE, **ONE))
-        await eventually(lambda: under_way(gateway) == 2)
+        await eventually(lambda: gateway.inside == 2)
         second.cancel()
-        await eventually(lambda: under_way(gateway) == 1)
+        await eventually(lambda: gateway.inside == 1)
         hold.release()
         await first
         assert ec2.lists == 1
@@ -186,9 +186,9 @@ class TestStreams:
             leaving = stub.StreamStoreImageTasks(
                 pb.StreamStoreImageTasksRequest(selector=pb.TaskSelector(**ONE))
             )
-            await eventually(lambda: under_way(gateway) == 2)
+            await eventually(lambda: gateway.inside == 2)
             leaving.cancel()
-            await eventually(lambda: under_way(gateway) == 1)
+            await eventually(lambda: gateway.inside == 1)
         hold.release()
         assert (await staying)[-1].summary.task_count == 3
 
@@ -199,7 +199,7 @@ async def test_a_hundred_callers_that_come_and_go_leave_nothing(gateway: Gateway
         gateway.open_stream(None) if n % 2 else gateway.stub.DescribeStoreImageTasks(Describe())
         for n in range(100)
     ]
-    await eventually(lambda: under_way(gateway) == 100)
+    await eventually(lambda: gateway.inside == 100)
     for call in calls:
         call.cancel()
     await eventually(lambda: under_way(gateway) == 0)
@@ -218,7 +218,7 @@ async def test_a_cancelled_call_is_logged_as_cancelled(
     ]
     for call_it in calls:
         call = call_it()
-        await eventually(lambda: under_way(gateway) == 1)
+        await eventually(lambda: gateway.inside == 1)
         await hold.reached()
         call.cancel()
         await eventually(lambda: under_way(gateway) == 0)

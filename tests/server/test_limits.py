@@ -1,21 +1,26 @@
 """What is let in, and what a refusal says: on random histories against the plainest counting."""
 
+import asyncio
 import contextlib
 from collections import deque
 
 import pytest
+from callers_stage import AUDIENCE, ISSUER, METHODS, Issuer, entry, refused
 from fake_ec2 import FakeWorld
 from gateway_stage import PATIENCE, Failure, Serve, eventually, failure
 from google.rpc import error_details_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import raw_http2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import listening
+from imagetasks_server import jwks, listening
+from imagetasks_server import limits as limits_module
+from imagetasks_server.boundary import SERVICE
 from imagetasks_server.errors import Exhausted
-from imagetasks_server.limits import Admission, Limits, Quota
-from imagetasks_server.selection import MAX_FILTER_VALUE_CHARS, MAX_FILTERS, MAX_SELECTED_IMAGES
-from imagetasks_server.service import MAX_NAMES
+from imagetasks_server.limits import Limits, Place, Quota
+from imagetasks_server.selection import MAX_FILTER_VALUE_BYTES, MAX_FILTERS, MAX_SELECTED_IMAGES
+from imagetasks_server.service import MAX_ACCOUNTS, MAX_REGIONS
 from imagetasks_server.tokens import MAX_CHARS
 
 AMPLE = 10**9
@@ -29,21 +34,20 @@ class Hall:
         self.limits = Limits(
             lambda: self.now, lambda: 0.5, max_concurrent_calls=calls, max_open_streams=streams
         )
-        self.inside: deque[Admission] = deque()
+        self.inside: deque[Place] = deque()
 
     def comes(self, quota: Quota, caller: str = "anybody", *, streaming: bool = False) -> Exhausted | None:
         """The refusal, if it is refused."""
         try:
-            admission = self.limits.admit(caller, quota, streaming=streaming)
+            self.inside.append(self.limits.admit(caller, quota, streaming=streaming))
         except Exhausted as refusal:
             return refusal
-        self.inside.append(admission.__enter__())
         return None
 
     def leaves(self) -> None:
         """Whoever has been in for longest."""
         if self.inside:
-            self.inside.popleft().__exit__(None, None, None)
+            self.inside.popleft().leave()
 
 
 @given(
@@ -133,7 +137,7 @@ def test_callers_who_have_left_are_forgotten_whatever_names_come(burst: int, sta
     for number in range(5000):
         hall.now += 0.01
         assert hall.comes(quota, f"comes {number}") is None
-        hall.inside.pop().__exit__(None, None, None)
+        hall.inside.pop().leave()
         # Ten come while one's bucket fills again; the rest have not been looked at since.
         assert hall.limits.callers <= 2 * staying + 40
     assert hall.limits.callers >= staying
@@ -196,22 +200,90 @@ async def test_a_call_that_fails_or_is_left_gives_its_place_back(serve: Serve, w
     await gateway.describe()
 
 
-async def test_the_largest_legal_request_is_less_than_half_of_what_is_taken(serve: Serve) -> None:
+@pytest.mark.parametrize("asked_before", [False, True], ids=["built", "kept"])
+async def test_an_answer_that_is_not_read_holds_its_place(
+    serve: Serve, world: FakeWorld, *, asked_before: bool
+) -> None:
+    """So that they cannot pile up: gRPC keeps each until it is read, or nobody is there any more."""
+    world.ec2().add_ended(100)
+    gateway = await serve(limits={"max_concurrent_calls": 3})
+    limits = gateway.boundary.limits
+    if asked_before:
+        # Word for word: what is told then is kept.
+        await gateway.describe()
+    headers = raw_http2.request(f"/{SERVICE.full_name}/DescribeStoreImageTasks")
+    with raw_http2.connect(gateway.address) as peer:
+        calls = b"".join(raw_http2.call(2 * number + 1, headers) for number in range(3))
+        peer.sendall(raw_http2.PREFACE + raw_http2.settings(initial_window_size=0) + calls)
+        await eventually(lambda: limits.concurrent_calls == 3)
+        # Given, but not sent.
+        await gateway.boundary.idle()
+        assert (await gateway.refused()).reason == "OVERLOADED"
+        # One is read.
+        window = raw_http2.LARGEST_WINDOW.to_bytes(4, "big")
+        peer.sendall(raw_http2.frame(raw_http2.WINDOW_UPDATE, 0, 1, window))
+        await eventually(lambda: limits.concurrent_calls == 2)
+        await gateway.describe()
+    # Nobody is there any more.
+    await eventually(lambda: limits.concurrent_calls == 0)
+
+
+def test_calls_that_wait_for_keys_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits_module, "MOST_UNDECIDED", 3)
+    limits = Hall().limits
+    with limits.undecided(), limits.undecided():
+        with limits.undecided():
+            with pytest.raises(Exhausted) as refused, limits.undecided():
+                pass
+            assert refused.value.reason == "OVERLOADED"
+            assert refused.value.retry_after == 1.0
+        with limits.undecided():
+            pass
+
+
+async def test_a_call_that_waits_for_keys_above_the_bound_is_told_when_to_come_back(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits_module, "MOST_UNDECIDED", 2)
+    arrived, go_on = asyncio.Semaphore(0), asyncio.Event()
+
+    async def hangs() -> bytes:
+        arrived.release()
+        await go_on.wait()
+        raise ValueError("never mind")
+
+    monkeypatch.setattr(jwks, "_of", lambda _: hangs)
+    gateway = await serve(
+        jwt={"issuer": ISSUER, "audience": AUDIENCE, "jwks_url": "https://issuer.example/keys"},
+        callers=[entry("people", claims={"sub": "alice"})],
+    )
+    token = Issuer().token()
+    waiting = [asyncio.ensure_future(refused(gateway.channel, METHODS[0], token)) for _ in range(2)]
+    await arrived.acquire()
+    await eventually(lambda: gateway.boundary.limits._undecided == 2)
+    third = await refused(gateway.channel, METHODS[0], token)
+    assert (third.reason, 0 < told(third) < 2) == ("OVERLOADED", True)
+    go_on.set()
+    assert {each.reason for each in await asyncio.gather(*waiting)} == {"KEYS_UNAVAILABLE"}
+
+
+async def test_the_largest_legal_request_is_taken_and_little_more(serve: Serve) -> None:
     gateway = await serve()
     largest = pb.TaskSelector(
         image_ids=[f"ami-{number:017x}" for number in range(MAX_SELECTED_IMAGES)],
         filters=[
-            pb.Filter(name="task-state", values=["😀" * MAX_FILTER_VALUE_CHARS] * 4)
+            pb.Filter(name="task-state", values=["x" * MAX_FILTER_VALUE_BYTES] * 4)
             for _ in range(MAX_FILTERS)
         ],
-        accounts=["a" * 63] * MAX_NAMES,
-        regions=["gov-northwestern-northwestern-northwestern-12"] * MAX_NAMES,
+        accounts=["a" * 63] * MAX_ACCOUNTS,
+        regions=["govt-northwestern-northwestern-northwestern-12"] * MAX_REGIONS,
     )
     request = pb.WatchStoreImageTasksRequest(selector=largest)
     # With the longest token it is refused for the token alone; without, for an account that is not there.
     assert (await failure(gateway.stub.WatchStoreImageTasks(request).read())).reason == "UNKNOWN_ACCOUNT"
     request.resume_token = "x" * MAX_CHARS
-    assert request.ByteSize() < dict(listening.SERVER_OPTIONS)["grpc.max_receive_message_length"]
+    taken = dict(listening.SERVER_OPTIONS)["grpc.max_receive_message_length"]
+    assert 0.9 * taken < request.ByteSize() < taken
     refused = await failure(gateway.stub.WatchStoreImageTasks(request).read())
     assert refused.reason == "RESUME_TOKEN_INVALID"
 
@@ -220,14 +292,12 @@ def test_a_debt_at_a_low_rate_is_none_at_a_high_one() -> None:
     now = [1000.0]
     limits = Limits(lambda: now[0], lambda: 0.5, max_concurrent_calls=10, max_open_streams=10)
     slow, fast = Quota(calls_per_second=0.01), Quota(calls_per_second=1000)
-    with limits.admit("a", slow, streaming=False):
-        pass
-    with pytest.raises(Exhausted), limits.admit("a", slow, streaming=False):
-        pass
-    with pytest.raises(Exhausted) as refused, limits.admit("a", fast, streaming=False):
-        pass
+    limits.admit("a", slow, streaming=False)
+    with pytest.raises(Exhausted):
+        limits.admit("a", slow, streaming=False)
+    with pytest.raises(Exhausted) as refused:
+        limits.admit("a", fast, streaming=False)
     assert refused.value.retry_after == pytest.approx(0.001)
     for _ in range(1000):
         now[0] += 0.001
-        with limits.admit("a", fast, streaming=False):
-            pass
+        limits.admit("a", fast, streaming=False).leave()

@@ -29,7 +29,7 @@ async def test_ten_callers_who_share_a_read_cost_one_call_and_avoid_nine(gateway
     async with watched_by_prometheus(gateway) as prometheus:
         calls = [asyncio.create_task(gateway.describe(**ONE)) for _ in range(10)]
         await hold.reached()
-        await eventually(lambda: gateway.boundary.in_flight == 10)
+        await eventually(lambda: gateway.inside == 10)
         during = await prometheus.scrape()
         hold.release()
         await asyncio.gather(*calls)

@@ -61,7 +61,7 @@ async def test_a_shared_read_counts_on_the_call_that_began_it(gateway: Gateway, 
     first = asyncio.create_task(gateway.describe(**ONE))
     await hold.reached()
     second = asyncio.create_task(gateway.describe(**ONE))
-    await eventually(lambda: gateway.boundary.in_flight == 2)
+    await eventually(lambda: gateway.inside == 2)
     hold.release()
     await asyncio.gather(first, second)
     await gateway.boundary.idle()

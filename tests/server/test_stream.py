@@ -317,7 +317,7 @@ async def test_streams_share_a_read_and_each_gets_every_page(serve: Serve, clock
     gateway = await serve(world)
     hold = ec2.hang()
     streams = [asyncio.create_task(gateway.stream()) for _ in range(5)]
-    await eventually(lambda: gateway.boundary.in_flight == 5)
+    await eventually(lambda: gateway.inside == 5)
     hold.release()
     for stream in streams:
         assert len(rows(check(await stream))) == 7
@@ -335,7 +335,7 @@ async def test_one_who_joins_late_gets_the_earlier_pages_too(serve: Serve, clock
     seen: list[Event] = []
     await read(first, seen, 1)
     late = asyncio.create_task(gateway.stream())
-    await eventually(lambda: gateway.boundary.in_flight == 2)
+    await eventually(lambda: gateway.inside == 2)
     holds[0].release()
     assert len(rows(await rest(first, seen))) == 4
     assert len(rows(check(await late))) == 4

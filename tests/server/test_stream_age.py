@@ -101,6 +101,7 @@ async def test_a_watcher_who_does_not_read_is_cut_off_a_little_later(
     await eventually(lambda: world.ec2().calls)
     clock.advance(1000 + STUCK_SECONDS)
     await eventually(lambda: limits.open_streams == 0)
+    await gateway.boundary.idle()
     assert [each["code"] for each in log if each["event"] == "call"] == ["CANCELLED"]
     # Whoever reads is served as ever.
     assert (await gateway.describe()).store_image_task_results

@@ -93,7 +93,7 @@ async def test_a_shared_read_is_linked_to_all_who_wait(serve: Serve, traces: Tra
     later = [asyncio.create_task(gateway.describe(**ONE)) for _ in range(2)]
     # The next read has two who wait from its beginning.
     fresh = [asyncio.create_task(gateway.describe(max_age=NO_AGE, **ONE)) for _ in range(2)]
-    await eventually(lambda: gateway.boundary.in_flight == 5)
+    await eventually(lambda: gateway.inside == 5)
     hold.release()
     await asyncio.gather(first, *later, *fresh)
     await gateway.boundary.idle()
