@@ -8,7 +8,7 @@ import re
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
@@ -49,12 +49,15 @@ def hello() -> bytes:
     return PREFACE + settings(header_table_size=0, enable_push=0, initial_window_size=2**24) + update
 
 
-def literals(*fields: tuple[str, str]) -> bytes:
-    """A block of headers, none of which is to be remembered."""
+Text: TypeAlias = str | bytes
+
+
+def literals(*fields: tuple[Text, Text]) -> bytes:
+    """A block of headers, none of which is to be remembered. Bytes are sent as they are."""
     return b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
 
 
-def request(path: str, *more: tuple[str, str]) -> bytes:
+def request(path: Text, *more: tuple[Text, Text]) -> bytes:
     """The headers of a gRPC call."""
     return literals(
         (":method", "POST"),
@@ -142,8 +145,8 @@ def connect(address: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=30)
 
 
-def _text(text: str) -> bytes:
-    raw = text.encode()
+def _text(text: Text) -> bytes:
+    raw = text.encode() if isinstance(text, str) else text
     size = len(raw)
     if size < 127:  # what seven bits hold
         return bytes([size]) + raw

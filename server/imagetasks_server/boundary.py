@@ -109,8 +109,8 @@ class Boundary:
         """Wait until no call is under way: server.stop() returns before handlers have cleaned up."""
         await self._records.idle()
 
-    def handler(self, service: Service) -> grpc.GenericRpcHandler:
-        """All methods of the service, each behind the boundary.
+    def handlers(self, service: Service) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
+        """All methods of the service by name, each behind the boundary.
 
         Raises:
             LookupError: The contract has a method of which nobody has said what it needs of its caller.
@@ -127,7 +127,7 @@ class Boundary:
                 methods[method.name] = grpc.stream_unary_rpc_method_handler(
                     self._unary(method, implementation, service.again.get(method.name))
                 )
-        return grpc.method_handlers_generic_handler(SERVICE.full_name, methods)
+        return methods
 
     def _unary(
         self, method: MethodDescriptor, implementation: Unary, again: Again | None

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from imagetasks_server.assembly import Gateway
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.config import ConfigError, Settings, is_local
+from imagetasks_server.grpc_server import new_server
 from imagetasks_server.health import Health
 from imagetasks_server.record import Records
 from imagetasks_server.telemetry import Event
@@ -118,6 +119,15 @@ class Listening:
             shows = "whether the gateway serves"
             log.info(Event.EXPOSED, key="health_listen", address=self.health_address, shows=shows)
 
+    async def ended(self) -> None:
+        """Wait until a server has ended; raise why, if it was not told to."""
+        servers = [each for each in (self.server, self.health_server) if each is not None]
+        waiting = [asyncio.ensure_future(each.wait_for_termination()) for each in servers]
+        # Not cancelled: that would cancel what `stop` waits for.
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for each in done:
+            each.result()
+
     async def drain(self, gateway: Gateway, seconds: float) -> None:
         """Take no more calls, give those under way this time, and wait until all have ended."""
         gateway.records.tell()
@@ -154,8 +164,8 @@ async def listen(
         ("grpc.server.max_pending_requests_hard_limit", waiting),
         ("grpc.server_max_unrequested_time_in_server", settings.limits.max_waiting_seconds),
     )
-    server = grpc.aio.server(options=(*SERVER_OPTIONS, *limits))
-    server.add_generic_rpc_handlers((gateway.boundary.handler(gateway.service),))
+    server = new_server((*SERVER_OPTIONS, *limits))
+    server.add_registered_method_handlers(SERVICE.full_name, gateway.boundary.handlers(gateway.service))
     said = Health()
     await said.add_to(server)
     names = [SERVICE.full_name, health.SERVICE_NAME]
@@ -163,7 +173,7 @@ async def listen(
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
     health_server, health_address = None, ""
     if settings.health_listen is not None:
-        health_server = grpc.aio.server(options=_HEALTH_OPTIONS)
+        health_server = new_server(_HEALTH_OPTIONS)
         await said.add_to(health_server)
         health_address = _add_port(health_server, "health_listen", settings.health_listen, None)
     address = _add_port(server, "listen", settings.listen, certificates)

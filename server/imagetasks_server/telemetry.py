@@ -13,6 +13,8 @@ from typing import TextIO
 import orjson
 import structlog
 
+from imagetasks_server.library_log import show_libraries
+
 
 class Event(enum.StrEnum):
     """What the log tells: a constant phrase each; what varies stands in fields."""
@@ -63,26 +65,13 @@ def configure_log(level: str, *, json_lines: bool) -> None:
         told = structlog.dev.plain_traceback
         processors.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
         processors.append(structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=told))
-    _render_others(level, processors)
+    show_libraries(level, processors)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=lambda *_: _Lines(sys.stderr),
         cache_logger_on_first_use=True,
     )
-
-
-def _render_others(level: str, processors: list[structlog.typing.Processor]) -> None:
-    """Has what libraries log by `logging` look like what we log."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *processors[:-1]],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, processors[-1]],
-        )
-    )
-    # Below this, botocore tells what it signs and sends.
-    logging.basicConfig(handlers=[handler], level=max("WARNING", level.upper(), key=_number), force=True)
 
 
 class _Lines:
@@ -144,7 +133,3 @@ def _json_line(_logger: object, _name: str, fields: structlog.typing.EventDict) 
 _told = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )
-
-
-def _number(level: str) -> int:
-    return logging.getLevelNamesMapping()[level]

@@ -21,6 +21,7 @@ ORDER = (
     "stopping",
     "probe",
     "listening",
+    "grpc_server",
     "health",
     "tls",
     "doctor",
@@ -93,6 +94,7 @@ ORDER = (
     "limits",
     "errors",
     "telemetry",
+    "library_log",
     "clock",
     "__init__",
 )

@@ -188,7 +188,8 @@ async def over_tls(
 ) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to the gateway's methods with a client certificate that gRPC verifies."""
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((gateway.boundary.handler(gateway.gateway.service),))
+    handlers = gateway.boundary.handlers(gateway.gateway.service)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
     own = authority.leaf(x509.DNSName("localhost"))
     root = authority.certificate()
     # As `tls_client_ca` would.

@@ -21,11 +21,12 @@ from virtual import VirtualClock, run
 
 import raw_http2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import config
+from imagetasks_server import config, listening
 from imagetasks_server.assembly import assemble
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
+from imagetasks_server.grpc_server import new_server
 from imagetasks_server.health import NOT_SERVING, Credentials, Health
 from imagetasks_server.identity import ANONYMOUS
 from imagetasks_server.listening import listen
@@ -448,13 +449,12 @@ async def test_max_waiting_seconds_is_what_grpc_is_told(
 ) -> None:
     """What it does then, `tests/ci/test_overload.py` shows: it takes a flood."""
     told: list[dict[str, object]] = []
-    make = grpc.aio.server
 
-    def server(**arguments: Any) -> Any:
-        told.append(dict(arguments["options"]))
-        return make(**arguments)
+    def server(options: Any) -> Any:
+        told.append(dict(options))
+        return new_server(options)
 
-    monkeypatch.setattr(grpc.aio, "server", server)
+    monkeypatch.setattr(listening, "new_server", server)
     for limits, expected in (({}, 20), ({"max_waiting_seconds": 3}, 3)):
         await serve(limits=limits)
         assert told.pop()["grpc.server_max_unrequested_time_in_server"] == expected
