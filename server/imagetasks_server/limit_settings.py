@@ -18,10 +18,13 @@ class LimitSettings(Table):
     by more; less: less memory under a flood."""
     max_open_streams: Count = 20_000
     """Streams, watches and waits under way, of all callers together; about 40 KiB each. More: memory."""
+    max_connections: Count = 10_000
+    """Connections of callers; fewer if the process may not open as many files. Above, one is closed as soon
+    as it is opened. More: about 15 KiB each, without a call; less: a flood of them takes less memory."""
     max_waiting_calls: Count = 10_000
-    """Calls that have arrived and wait until the processor gets to them. Above, gRPC itself refuses: with
-    CANCELLED, at almost no cost. More: as many watchers can come back in the same moment; less: under
-    overload who is let in is answered sooner, for 3,000 or so are answered a second."""
+    """Calls of each method that have arrived and wait until the processor gets to them. Above, gRPC itself
+    refuses: with CANCELLED, at almost no cost. More: as many watchers can come back in the same moment; less:
+    under overload who is let in is answered sooner, for 3,000 or so are answered a second."""
     max_waiting_seconds: Annotated[int, Field(ge=1, le=3600)] = 20
     """Seconds that such a call waits; then it is refused in the same way. More: more watchers can come back
     in the same moment, for some 1,500 a second are taken; less: under overload who is let in is answered

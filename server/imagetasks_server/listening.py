@@ -9,6 +9,7 @@ import structlog
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
+from imagetasks_server import descriptors
 from imagetasks_server.assembly import Gateway
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.config import ConfigError, Settings, is_local
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Calls that come on are answered for so long after the signal, while clients hear that it drains.
-LAME_DUCK_SECONDS: Final = 2.0
+# Calls that come on are answered for at most this part of the time that draining may take, while clients hear
+# of it. The rest is for those that were taken last.
+TAKING_PART: Final = 0.8
 # So long without a new call, and none had been waiting.
 QUIET_SECONDS: Final = 0.1
 
@@ -129,14 +131,16 @@ class Listening:
             each.result()
 
     async def drain(self, gateway: Gateway, seconds: float) -> None:
-        """Take no more calls, give those under way this time, and wait until all have ended."""
+        """Take no more calls, wait until all have ended, and end those that have not by then."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
         gateway.records.tell()
         log.info(Event.DRAINING)
         await self.health.drain()
         # Watches say goodbye with a token, waits answer; whoever else is under way gets its time.
         gateway.followers.drain()
-        await _taken(gateway.records, min(seconds, LAME_DUCK_SECONDS))
-        await self.server.stop(seconds)
+        await _taken(gateway.records, seconds * TAKING_PART)
+        await self.server.stop(max(0.0, ends - loop.time()))
         await gateway.boundary.idle()
         # It says to the end that the gateway does not serve.
         if self.health_server is not None:
@@ -163,6 +167,7 @@ async def listen(
         ("grpc.server.max_pending_requests", waiting),
         ("grpc.server.max_pending_requests_hard_limit", waiting),
         ("grpc.server_max_unrequested_time_in_server", settings.limits.max_waiting_seconds),
+        ("grpc.max_allowed_incoming_connections", min(settings.limits.max_connections, descriptors.left())),
     )
     server = new_server((*SERVER_OPTIONS, *limits))
     server.add_registered_method_handlers(SERVICE.full_name, gateway.boundary.handlers(gateway.service))

@@ -38,6 +38,8 @@ async def told(runner: Runner, seed: int) -> Said:
                 "scenario": scenario.name,
                 "endpoint": served.endpoint,
                 "ca": None,
+                "certificate": None,
+                "key": None,
                 "call": "watch",
                 "request": "",
             }

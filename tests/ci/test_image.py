@@ -162,21 +162,21 @@ def test_what_it_leaves_out_is_said(image: Image) -> None:
 def test_in_plaintext_it_does_not_start_without_being_told(image: Image) -> None:
     done = image.ran(*json.loads(of("ENTRYPOINT")[0]))
     assert done.returncode == 2
-    assert done.stderr.startswith("imagetasks-server: listen: 0.0.0.0:50051 ")
+    assert done.stderr.startswith("imagetasks-server: listen: '0.0.0.0:50051' ")
     done = image.ran(*json.loads(of("ENTRYPOINT")[0]), "--insecure", "--check-config")
     assert (done.returncode, done.stderr) == (0, "")
     assert "listens on 0.0.0.0:50051, in plaintext" in done.stdout
 
 
 @contextlib.contextmanager
-def served(image: Image, **more: str) -> Iterator[None]:
-    """The image with --insecure, as its header has it; in the end it drains."""
+def served(image: Image, event: str = "serving", **more: str) -> Iterator[None]:
+    """The image with --insecure, as its header has it, once it logs an event; in the end it drains."""
     known = threading.Event()
 
     def read() -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            if json.loads(line)["event"] == "serving":
+            if json.loads(line)["event"] == event:
                 known.set()
 
     environment = image.environment | more
@@ -217,7 +217,7 @@ def test_its_health_check_asks_it_by_its_environment_alone(image: Image) -> None
 def test_without_credentials_it_is_unhealthy_and_alive(image: Image) -> None:
     (port,) = free_ports(1)
     where = {"IMAGETASKS_LISTEN": f"0.0.0.0:{port}"}
-    with served(image, **where):
+    with served(image, "no account has credentials", **where):
         done = image.ran(*health_check(), **where)
         assert (done.returncode, done.stdout, done.stderr) == (1, "NOT_SERVING\n", "")
         done = image.ran(*health_check(), "--service", "alive", **where)

@@ -57,7 +57,7 @@ def ec2() -> Iterator[Canned]:
 
 
 @contextlib.contextmanager
-def limited(ec2: Canned, **limits: float) -> Iterator[tuple[Gateway, str]]:
+def limited(ec2: Canned, *, cache_bytes: int = 1 << 20, **limits: float) -> Iterator[tuple[Gateway, str]]:
     """A gateway with these limits, and where its health service answers alone."""
     (port,) = free_ports(1)
     environment = ec2.environment(ACCOUNT) | {
@@ -65,6 +65,7 @@ def limited(ec2: Canned, **limits: float) -> Iterator[tuple[Gateway, str]]:
         "IMAGETASKS_HEALTH_LISTEN": f"127.0.0.1:{port}",
         "IMAGETASKS_LOG_LEVEL": "info",
         "IMAGETASKS_DEFAULT_MAX_AGE": "3600",
+        "IMAGETASKS_ANSWER_CACHE_BYTES": str(cache_bytes),
         **{f"IMAGETASKS_LIMITS__{name.upper()}": str(value) for name, value in limits.items()},
     }
     with gateway(environment=environment) as running:
@@ -188,7 +189,9 @@ def test_what_grpc_refuses_is_refused_at_once_and_the_rest_is_answered(ec2: Cann
 def test_who_has_waited_too_long_is_refused_however_many_may_wait(ec2: Canned) -> None:
     # More than come in a second and a half: none is refused for their number. Each that waits holds 20 KiB.
     offered, places = 8_000, 12_000
-    with limited(ec2, max_waiting_calls=places, max_waiting_seconds=1) as (running, health):
+    # Nothing is remembered: then no machine answers as many as are offered.
+    limits = {"max_waiting_calls": places, "max_waiting_seconds": 1}
+    with limited(ec2, cache_bytes=0, **limits) as (running, health):
         told, beside = flooded(running, health, offered, most=2 * MEMORY)
         assert set(told) <= {OK, CANCELLED}
         assert told[OK] > 0

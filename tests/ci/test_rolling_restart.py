@@ -234,9 +234,9 @@ def test_gateways_restarted_in_turn_under_load_lose_nothing(ec2: Canned, replica
     for each in replicas:
         for life in range(RESTARTS + 1):
             calls = each.calls(life)
-            # When all is over the clients leave their watches.
-            left = ("WatchStoreImageTasks", "CANCELLED") if life == RESTARTS else None
-            assert not [how for how in calls if how[1] != "OK" and how != left]
+            # Who was told goodbye may have hung up before the watch has ended by itself; that nobody was left
+            # without one, the clients have said.
+            assert {how for how in calls if how[1] != "OK"} <= {("WatchStoreImageTasks", "CANCELLED")}
             sys.stdout.write(f"{each.address}, life {life}: {dict(calls)}\n")
     asked = [call for calls in ec2.calls().values() for call in calls]
     sys.stdout.write(f"{len(asked)} calls to EC2\n")

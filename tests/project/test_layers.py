@@ -82,6 +82,7 @@ ORDER = (
     "selection",
     "turns",
     "collector",
+    "descriptors",
     "tracing",
     "metrics",
     "tally",

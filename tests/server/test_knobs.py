@@ -5,6 +5,10 @@ A knob without a test fails `test_every_knob_has_its_test`.
 
 import asyncio
 import contextlib
+import functools
+import resource
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -441,6 +445,39 @@ async def test_max_waiting_calls_is_how_many_may_arrive_in_the_same_moment(serve
 
     assert await refused() == 0
     assert await refused(max_waiting_calls=2) > 0
+
+
+@proves("limits.max_connections")
+async def test_max_connections_is_how_many_are_let_in(serve: Serve) -> None:
+    gateway = await serve(limits={"max_connections": 2}, health_listen="127.0.0.1:0")
+
+    def answers(address: str) -> bool:
+        with raw_http2.connect(address) as peer:
+            peer.sendall(raw_http2.hello())
+            with contextlib.suppress(ConnectionError):
+                return bool(peer.recv(1))
+        return False
+
+    # Its channel is the first.
+    assert await gateway.describe()
+    with raw_http2.connect(gateway.address) as held:
+        held.sendall(raw_http2.hello())
+        assert await asyncio.to_thread(held.recv, 1)
+        assert not await asyncio.to_thread(answers, gateway.address)
+        assert await asyncio.to_thread(answers, gateway.listening.health_address)
+
+
+def test_as_many_connections_are_let_in_as_there_are_descriptors_for() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    script = "from imagetasks_server import descriptors; print(descriptors.left())"
+    for limits, expected in (((64, 1024), 768), ((64, 100), 75), (before, before[1] * 3 // 4)):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            preexec_fn=functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, limits),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        assert int(done.stdout) == expected
 
 
 @proves("limits.max_waiting_seconds")
