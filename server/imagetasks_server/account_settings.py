@@ -10,11 +10,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     StringConstraints,
     field_validator,
     model_validator,
 )
+
+from imagetasks_server.amounts import Seconds
 
 ACCOUNT_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 
@@ -39,7 +40,6 @@ def _short(path: object) -> object:
 
 
 FilePath = Annotated[pydantic.FilePath, BeforeValidator(_short)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Partition = Literal["aws", "aws-us-gov", "aws-cn"]
 
 # Where an account's identity and Regions are asked unless something else is configured.

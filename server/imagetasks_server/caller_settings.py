@@ -17,7 +17,8 @@ from pydantic import (
 )
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server.account_settings import FilePath, Seconds, Table
+from imagetasks_server.account_settings import FilePath, Table
+from imagetasks_server.amounts import Count, PerSecond, Seconds
 from imagetasks_server.limits import Quota
 from imagetasks_server.permission import matches
 
@@ -56,7 +57,6 @@ MethodPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z*]+$", max_le
 MethodPatterns = Annotated[tuple[MethodPattern, ...], BeforeValidator(_listed), AfterValidator(_some)]
 ClaimPatterns = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_some)]
 ClaimName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Count = Annotated[int, Field(ge=1)]
 # Whom the metrics and the log tell of besides: who showed no credential, the gateway itself, and callers that
 # the configuration has named meanwhile no more.
 OWN_NAMES: Final = frozenset({"anonymous", "gateway", "other"})
@@ -84,7 +84,7 @@ class Granted(Table):
     """Regions, as patterns."""
     methods: MethodPatterns = ("*",)
     """Methods of the contract, as patterns: "ListTargets", "Describe*"."""
-    calls_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    calls_per_second: PerSecond | None = None
     """Calls that may be begun in a second, in the long run. Absent: as `limits` says. Less: a program
     that asks too often is told so sooner."""
     burst: Count | None = None

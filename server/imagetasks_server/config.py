@@ -5,7 +5,6 @@ upper case; below a table, two underscores: `IMAGETASKS_BUDGET__SHARE=0.5`. With
 gateway uses the ambient AWS credentials, all enabled Regions, and listens on 127.0.0.1:50051.
 """
 
-import ipaddress
 import os
 import re
 import tomllib
@@ -25,9 +24,10 @@ from imagetasks_server.account_settings import (
     AccountSettings,
     FilePath,
     OrganizationSettings,
-    Seconds,
     Table,
 )
+from imagetasks_server.addresses import Address, TcpAddress, is_local
+from imagetasks_server.amounts import Bytes, Count, Seconds, SecondsOrNone
 from imagetasks_server.caller_settings import (
     AnonymousSettings,
     CallerSettings,
@@ -44,15 +44,15 @@ class ConfigError(Exception):
 class BudgetSettings(Table):
     """What the gateway may ask of EC2, per account and Region."""
 
-    capacity: Annotated[float, Field(ge=1)] = 50.0
+    capacity: Annotated[float, Field(ge=1, le=1e6)] = 50.0
     """EC2's bucket, in calls. AWS's default for this action; a quota may be higher."""
-    refill: Annotated[float, Field(gt=0)] = 0.5
+    refill: Annotated[float, Field(ge=0.001, le=1e6)] = 0.5
     """Calls per second that EC2 adds to it. As `capacity`."""
-    reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    reserve: Annotated[float, Field(ge=0, le=0.99)] = 0.2
     """The part left to people and programs beside the gateway. More: safer for them, older answers."""
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    share: Annotated[float, Field(ge=0.001, le=1)] = 1.0
     """This process's part of the rest: 1 / replicas, counting those that a rollout adds."""
-    initial: Annotated[float, Field(ge=0)] = 5.0
+    initial: Annotated[float, Field(ge=0, le=1e6)] = 5.0
     """Calls that may be made at once after a start, by all replicas together; each has its `share`, and one
     at least. More: a faster first answer of long lists; less: a crash loop spends less."""
 
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         env_prefix="IMAGETASKS_", env_nested_delimiter="__", extra="forbid", frozen=True
     )
 
-    listen: str = "127.0.0.1:50051"
+    listen: Address = "127.0.0.1:50051"
     """Address and port, "[::1]:50051", or "unix:/run/imagetasks.sock". Port 0: any free one."""
     tls_certificate: FilePath | None = None
     """PEM file: the gateway's certificate, then those between it and its authority. Calls are encrypted then,
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     tls_client_ca: FilePath | None = None
     """PEM file: the authorities of clients. Every client needs a certificate of one of them then. Absent:
     none needs one."""
-    health_listen: str | None = None
+    health_listen: Address | None = None
     """As `listen`, one more address, in plaintext, where the health service alone answers: for those who ask
     without TLS or without a certificate, as Kubernetes does. Absent: it answers on `listen` only."""
     check_credentials_every: Seconds = 30.0
@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     log_json: bool | None = None
     """Log JSON lines. Absent: unless stderr is a terminal."""
 
-    metrics_listen: str = ""
+    metrics_listen: TcpAddress = ""
     """Address and port for Prometheus, "127.0.0.1:9464", which finds `/metrics` there. Absent: none."""
     metrics_insecure: bool = False
     """Let others reach `metrics_listen`. It is plaintext, and whoever reaches it sees the names of accounts
@@ -114,14 +114,14 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     """How much is let in."""
 
-    default_max_age: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    default_max_age: SecondsOrNone = 5.0
     """Seconds an answer may be old where a caller does not say. More: fewer calls to EC2."""
     poll_interval: Seconds = 5.0
     """Seconds between reads of a followed target while something is in progress there. More: fewer calls to
     EC2; less: changes are seen sooner. Never more often than half of what the budget sustains."""
     idle_poll_interval: Seconds = 30.0
     """The same while nothing is in progress. More: fewer calls; less: a new task is seen sooner."""
-    poll_linger: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    poll_linger: SecondsOrNone = 10.0
     """Seconds for which a target is still read after its last follower left: a watch that is opened again
     at once finds everything fresh."""
     heartbeat_interval: Seconds = 10.0
@@ -158,14 +158,14 @@ class Settings(BaseSettings):
     keep_unused_for: Seconds = 3600.0
     """Seconds for which the state of a target that nobody asks for is kept. More: memory; less: the next
     answer needs a full read."""
-    keep_tasks: Annotated[int, Field(ge=1)] = 1_000_000
+    keep_tasks: Count = 1_000_000
     """Tasks kept in all, about 350 bytes each; above, the targets unused for longest are forgotten."""
     remember_refusals_for: Seconds = 30.0
     """Seconds for which EC2 is not asked again after it refused for want of permission, credentials or an
     enabled Region. More: fewer calls in vain; less: a mended permission works sooner."""
     remember_lookups_for: Seconds = 60.0
     """Seconds for which an unknown image id or a dry run's answer is remembered."""
-    answer_cache_bytes: Annotated[int, Field(ge=0)] = 32 * 1024 * 1024
+    answer_cache_bytes: Bytes = 32 * 1024 * 1024
     """Memory for serialised answers. 0: none is kept, each answer is built anew."""
     drain_seconds: Seconds = 10.0
     """Seconds that calls under way get to finish after the first signal to stop."""
@@ -229,12 +229,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _metrics_stay_at_home(self) -> "Settings":
-        if not self.metrics_listen:
-            return self
-        host, _, port = self.metrics_listen.rpartition(":")
-        if not host or not port.isdecimal() or int(port) >= 2**16:
-            raise ValueError(f'metrics_listen: {self.metrics_listen!r} is not as "127.0.0.1:9464"')
-        if not self.metrics_insecure and not is_local(self.metrics_listen):
+        if self.metrics_listen and not self.metrics_insecure and not is_local(self.metrics_listen):
             raise ValueError(
                 f"metrics_listen: {self.metrics_listen!r} can be reached from other machines, in plaintext "
                 "and by anybody; say metrics_insecure = true if that is meant"
@@ -264,17 +259,6 @@ class Settings(BaseSettings):
     def is_local(self) -> bool:
         """Whether only this machine can reach `listen`."""
         return is_local(self.listen)
-
-
-def is_local(address: str) -> bool:
-    """Whether only this machine can reach an address to listen on."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def load(path: str | None, **overrides: object) -> Settings:

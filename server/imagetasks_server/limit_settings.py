@@ -4,10 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from imagetasks_server.account_settings import Seconds, Table
+from imagetasks_server.account_settings import Table
+from imagetasks_server.amounts import Count, PerSecond, Seconds
 from imagetasks_server.limits import Quota
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class LimitSettings(Table):
@@ -32,7 +31,7 @@ class LimitSettings(Table):
     max_arrival_seconds: Seconds = 10.0
     """Seconds that a caller who was let in has to send what it asks. More: slower networks are good enough;
     less: whoever sends slowly holds a place and memory for less time."""
-    default_calls_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    default_calls_per_second: PerSecond | None = None
     """New calls per second of one caller who has no quota of its own, in the long run. Absent: no limit.
     More: one caller can take more of the processor."""
     default_burst: Count | None = None

@@ -18,8 +18,9 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from imagetasks_server.addresses import is_local
 from imagetasks_server.assembly import Gateway
-from imagetasks_server.config import ConfigError, Settings, is_local
+from imagetasks_server.config import ConfigError, Settings
 from imagetasks_server.gauges import Gauges
 from imagetasks_server.roster import OrganizationState
 from imagetasks_server.telemetry import Event

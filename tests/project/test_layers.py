@@ -92,6 +92,8 @@ ORDER = (
     "caller_settings",
     "permission",
     "account_settings",
+    "amounts",
+    "addresses",
     "limits",
     "errors",
     "telemetry",

@@ -33,6 +33,34 @@ FILES = {
     "an address others can reach": ('listen = "0.0.0.0:50051"', "listen: "),
     "a name that may be anywhere": ('listen = "gateway.example:50051"', "listen: "),
     "every address": ('listen = "[::]:50051"', "listen: "),
+    "a port beyond the last": ('listen = "127.0.0.1:99999"', "listen: "),
+    "a port below the first": ('listen = "127.0.0.1:-1"', "listen: "),
+    "a port by its name": ('listen = "127.0.0.1:https"', "listen: "),
+    "a port in other digits": ('listen = "127.0.0.1:\\u0665"', "listen: "),
+    "no port": ('listen = "127.0.0.1"', "listen: "),
+    "an empty port": ('listen = "127.0.0.1:"', "listen: "),
+    "a port alone": ('listen = ":50051"', "listen: "),
+    "IPv6 without brackets": ('listen = "::1:50051"', "listen: "),
+    "IPv6 without port": ('listen = "[::1]"', "listen: "),
+    "brackets around something else": ('listen = "[localhost]:50051"', "listen: "),
+    "a socket without path": ('listen = "unix:"', "listen: "),
+    "a socket of slashes": ('listen = "unix:///"', "listen: "),
+    "a socket at a host": ('listen = "unix://run/imagetasks.sock"', "listen: "),
+    "a socket with a long path": (f'listen = "unix:/{"x" * 107}"', "listen: "),
+    "a scheme of gRPC's clients": ('listen = "ipv4:127.0.0.1:50051"', "listen: "),
+    "a health port beyond the last": ('health_listen = "0.0.0.0:65536"', "health_listen: "),
+    "health nowhere": ('health_listen = ""', "health_listen: "),
+    "metrics on a socket": ('metrics_listen = "unix:/run/metrics.sock"', "metrics_listen: "),
+    "metrics without port": ('metrics_listen = "127.0.0.1"', "metrics_listen: "),
+    "metrics on a port in other digits": ('metrics_listen = "127.0.0.1:\\u0669"', "metrics_listen: "),
+    "a heartbeat that no message can tell": ("heartbeat_interval = 1e300", "heartbeat_interval: "),
+    "a time too short to count with": ("poll_interval = 1e-320", "poll_interval: "),
+    "a number that C-core takes for another": (
+        "[limits]\nmax_waiting_calls = 1099511627776",
+        "limits.max_waiting_calls: ",
+    ),
+    "a rate without end": ("[budget]\nrefill = inf", "budget.refill: "),
+    "a rate that is none": ("[budget]\nrefill = 1e-300", "budget.refill: "),
     "a key without certificate": ('tls_key = "{here}"', "tls_key: "),
     "a certificate without key": ('tls_certificate = "{here}"', "tls_certificate: "),
     "authorities without certificate": ('tls_client_ca = "{here}"', "tls_client_ca: "),
@@ -149,10 +177,28 @@ def test_the_command_line_refuses_a_plaintext_address_others_can_reach(
 
 
 @pytest.mark.parametrize(
-    "listen", ["127.0.0.1:0", "127.8.8.8:1", "localhost:0", "[::1]:0", "unix:/run/imagetasks.sock"]
+    "listen",
+    [
+        "127.0.0.1:0",
+        "127.8.8.8:1",
+        "localhost:65535",
+        "[::1]:0",
+        "unix:/run/imagetasks.sock",
+        "unix:///run/imagetasks.sock",
+        "unix:imagetasks.sock",
+    ],
 )
 def test_what_only_this_machine_can_reach_may_be_plaintext(listen: str) -> None:
     assert Settings(listen=listen).is_local
+
+
+def test_why_an_address_is_refused_is_said_by_an_example(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for address in ("127.0.0.1", "127.0.0.1:99999", "unix:"):
+        assert refused(capsys, "--listen", address) == (
+            f'listen: {address!r} is not as "127.0.0.1:50051", "[::1]:50051" or "unix:/run/imagetasks.sock"\n'
+        )
 
 
 def test_check_config_says_what_it_found(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +259,7 @@ def test_every_default_is_valid_and_every_knob_is_explained() -> None:
 
 def test_a_config_error_is_one_sentence_for_each_key(file: Path) -> None:
     file.write_text("drain_seconds = -1")
-    with pytest.raises(ConfigError, match=r"^drain_seconds: Input should be greater than 0$"):
+    with pytest.raises(ConfigError, match=r"^drain_seconds: Input should be greater than or equal to 0.001$"):
         load(str(file))
 
 
