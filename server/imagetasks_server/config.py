@@ -46,7 +46,7 @@ class BudgetSettings(Table):
 
     capacity: Annotated[float, Field(ge=1, le=1e6)] = 50.0
     """EC2's bucket, in calls. AWS's default for this action; a quota may be higher."""
-    refill: Annotated[float, Field(ge=0.001, le=1e6)] = 0.5
+    refill: Annotated[float, Field(ge=1e-5, le=1e6)] = 0.5
     """Calls per second that EC2 adds to it. As `capacity`."""
     reserve: Annotated[float, Field(ge=0, le=0.99)] = 0.2
     """The part left to people and programs beside the gateway. More: safer for them, older answers."""
