@@ -190,7 +190,12 @@ async def _serve(
             [*([certificates.prepare] if certificates else []), _permitting(gateway)],
             follows=("callers", "anonymous", "jwt"),
         )
-        for lasting in (warm_and_look_after(), reload.heed(signals.reload), listening.ended()):
+        for lasting in (
+            warm_and_look_after(),
+            reload.heed(signals.reload),
+            listening.ended(),
+            *([certificates.look_after()] if certificates is not None else []),
+        ):
             task = asyncio.create_task(lasting)
             task.add_done_callback(functools.partial(_fallen, signals.stop))
             stack.callback(task.cancel)

@@ -1,9 +1,11 @@
 """The gateway's own certificate: loaded, checked, and renewed while it serves.
 
 A certificate that changes on disk is in force from the next connection on; connections that stand keep
-theirs. One that cannot be used changes nothing, and is reported once.
+theirs. One that cannot be used changes nothing, and is reported once, also where nobody connects.
 """
 
+import asyncio
+import contextlib
 import datetime as dt
 import os
 import stat
@@ -32,8 +34,9 @@ from imagetasks_server.telemetry import Event
 
 log = structlog.get_logger()
 
-# Seconds between two looks at the files, however many connections come.
+# Seconds between two looks at the files, however many connections come; and however few.
 LOOK_EVERY: Final = 1.0
+LOOK_AT_LAST: Final = 10.0
 
 # With any other, gRPC's own clients find no signature algorithm in common.
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1)
@@ -94,7 +97,11 @@ def load_certificate(files: Files, now: float) -> Certificate:
     """
     chain = _certificates("tls_certificate", files.certificate)
     leaf = chain[0]
-    expires, begins = leaf.not_valid_after_utc, leaf.not_valid_before_utc
+    try:
+        expires, begins = leaf.not_valid_after_utc, leaf.not_valid_before_utc
+        subject = leaf.subject.rfc4514_string()
+    except ValueError:
+        raise ConfigError(f"tls_certificate: {files.certificate} cannot be read to its end") from None
     if expires.timestamp() <= now:
         raise ConfigError(f"tls_certificate: {files.certificate} expired on {_day(expires)}")
     if begins.timestamp() > now:
@@ -115,7 +122,7 @@ def load_certificate(files: Files, now: float) -> Certificate:
         [(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), _pem(chain))],
         None if authorities is None else _pem(authorities),
     )
-    return Certificate(configuration, leaf.subject.rfc4514_string(), expires.timestamp())
+    return Certificate(configuration, subject, expires.timestamp())
 
 
 class Certificates:
@@ -199,6 +206,16 @@ class Certificates:
                 return
             self._use(certificate, state)
 
+    async def look_after(self, every: float = LOOK_AT_LAST) -> None:
+        """Look again and again, until cancelled: a fault is to be known before it is met.
+
+        Args:
+            every: Seconds between two looks.
+        """
+        while True:
+            await asyncio.sleep(every)
+            await asyncio.to_thread(self.look)
+
     def _at_a_connection(self) -> grpc.ServerCertificateConfiguration:
         now = self._clock()
         if now - self._looked >= LOOK_EVERY:
@@ -219,9 +236,10 @@ class Certificates:
 
     def _load(self, files: Files) -> Certificate:
         certificate = load_certificate(files, self._clock())
-        # Whoever can read it can be the gateway.
-        if files.key.stat().st_mode & stat.S_IROTH:
-            log.warning(Event.KEY_EXPOSED, path=str(files.key))
+        # Whoever can read it can be the gateway. It may be gone by now.
+        with contextlib.suppress(OSError):
+            if files.key.stat().st_mode & stat.S_IROTH:
+                log.warning(Event.KEY_EXPOSED, path=str(files.key))
         return certificate
 
 
@@ -244,7 +262,7 @@ def _certificates(key: str, path: Path) -> list[x509.Certificate]:
     content = _read(key, path)
     try:
         return x509.load_pem_x509_certificates(content)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise ConfigError(f"{key}: {path} has no certificate in PEM that can be read") from None
 
 

@@ -1,11 +1,13 @@
 """TLS of the gateway: what is refused, what is offered, and that a new certificate needs no restart."""
 
 import asyncio
+import base64
 import contextlib
 import socket
 import ssl
 import time
 import warnings
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -23,15 +25,19 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from gateway_stage import PATIENCE, Describe, Gateway, Serve, failure
+from gateway_stage import PATIENCE, Describe, Gateway, Serve, eventually, failure
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from virtual import VirtualClock
 
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
 from imagetasks_server import tls
 from imagetasks_server.config import ConfigError, Settings
-from imagetasks_server.tls import LOOK_EVERY, Certificates
+from imagetasks_server.tls import LOOK_AT_LAST, LOOK_EVERY, Certificates
 
 AUTHORITY = trustme.CA()
 FOREIGN = trustme.CA()
+GOOD = AUTHORITY.issue_cert("localhost")
 Spoil = Callable[[Files], object]
 
 
@@ -109,6 +115,27 @@ def pem(key: Any, password: bytes | None = None) -> bytes:
     return bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
 
 
+def der_of(pem: bytes) -> tuple[bytes, bytes]:
+    """What a PEM file calls its content, and that."""
+    first, *lines, _ = pem.splitlines()
+    return first.strip(b"-").removeprefix(b"BEGIN "), base64.b64decode(b"".join(lines))
+
+
+@st.composite
+def damaged(draw: Any) -> tuple[bytes, bytes]:
+    """A certificate and its key, as PEM, in one of which a few bytes are others."""
+    pair = [GOOD.cert_chain_pems[0].bytes(), GOOD.private_key_pem.bytes()]
+    which = draw(st.integers(0, 1))
+    name, der = der_of(pair[which])
+    spoilt = bytearray(der)
+    for _ in range(draw(st.integers(1, 3))):
+        place, length = draw(st.integers(0, len(spoilt) - 1)), draw(st.integers(0, 2))
+        spoilt[place : place + length] = draw(st.binary(min_size=1, max_size=2))
+    content = base64.encodebytes(spoilt)
+    pair[which] = b"-----BEGIN %b-----\n%b-----END %b-----\n" % (name, content, name)
+    return pair[0], pair[1]
+
+
 def encrypt(own: Files) -> None:
     own.key.write_bytes(pem(load_pem_private_key(own.key.read_bytes(), None), b"swordfish"))
 
@@ -173,6 +200,19 @@ class TestFiles:
             Certificates(tls.Files(own.certificate, own.key), time.time)
         assert str(caught.value).startswith(begins)
         assert "swordfish" not in str(caught.value)
+
+    @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+    @settings(max_examples=300)
+    @given(damaged())
+    def test_a_file_of_which_bytes_have_changed_can_be_used_or_is_named_by_its_key(
+        self, tmp_path_factory: pytest.TempPathFactory, pair: tuple[bytes, bytes]
+    ) -> None:
+        where = tmp_path_factory.getbasetemp()
+        own = tls.Files(where / "damaged.pem", where / "damaged.key")
+        own.certificate.write_bytes(pair[0])
+        own.key.write_bytes(pair[1])
+        with contextlib.suppress(ConfigError):
+            assert tls.load_certificate(own, time.time()).subject is not None
 
     def test_authorities_that_cannot_be_used_are_named(self, own: Files, client_ca: Path) -> None:
         client_ca.write_text("nobody")
@@ -299,6 +339,34 @@ class TestRenewal:
         leaf = await asyncio.to_thread(own.issue, AUTHORITY)
         clock_of_files.now += LOOK_EVERY
         assert (await asyncio.to_thread(shown, gateway.address))[0] == trustme_serial(leaf)
+
+    async def test_a_bad_one_is_reported_once_also_where_nobody_connects(
+        self,
+        own: Files,
+        certificates: Certificates,
+        clock: VirtualClock,
+        log: list[Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        look, looks = certificates.look, Counter[str]()
+
+        def counted() -> None:
+            look()
+            looks["done"] += 1
+
+        monkeypatch.setattr(certificates, "look", counted)
+        looking = asyncio.create_task(certificates.look_after())
+        for spoil in (lambda: own.key.write_bytes(b""), lambda: own.issue(AUTHORITY)):
+            await asyncio.to_thread(spoil)
+            for _ in range(3):
+                before = looks.total()
+                clock.advance(LOOK_AT_LAST)
+                await eventually(lambda before=before: looks.total() > before)  # type: ignore[misc]
+        looking.cancel()
+        assert [entry["event"] for entry in log] == [
+            "certificate cannot be used, the one before stays",
+            "certificate is in force",
+        ]
 
     def test_one_that_was_too_early_is_taken_when_its_time_comes(
         self, own: Files, certificates: Certificates, clock_of_files: Clock
