@@ -1,19 +1,20 @@
 """Spans through OpenTelemetry's API: of each call, of each call to EC2, of each group of changes told.
 
 Needs the extra `otel`, and is imported only where tracing is wanted. No span is the current one of any
-context: reads have contexts of their own, and a watch would hold its span open for days. grpc's own
-interceptors of OpenTelemetry do not suit streams that end early.
+context but that of a call to EC2, for what is sent then: reads have contexts of their own, and a watch would
+hold its span open for days. grpc's own interceptors of OpenTelemetry do not suit streams that end early.
 """
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Link, Span, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode, set_span_in_context, use_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from imagetasks_server.errors import Error
@@ -104,7 +105,8 @@ class Tracer:
             },
         )
         try:
-            yield
+            with use_span(span, record_exception=False, set_status_on_exception=False):
+                yield
         except Error as error:
             span.set_attribute("error.type", error.aws_code or error.reason)
             span.set_status(StatusCode.ERROR, error.reason)
@@ -115,6 +117,10 @@ class Tracer:
                     # Who joined meanwhile.
                     span.add_link(each.get_span_context())
             span.end()
+
+    async def send_along(self, request: Any, **_: Any) -> None:
+        """Botocore's hook `before-send`: AWS, or a proxy on the way, is told which call this is part of."""
+        self._propagator.inject(request.headers)
 
     def told(self, tally: Tally, *, changes: int, began: float, ended: float) -> None:
         """A watch has told a group of changes.

@@ -33,6 +33,7 @@ class Request:
     key: str
     region: str
     path: str
+    headers: Mapping[str, str]
 
 
 @dataclass
@@ -70,7 +71,7 @@ class ScriptedAws:
         target = request.headers.get("X-Amz-Target")
         form = json.loads(await request.text()) if target else dict(await request.post())
         action = target.rpartition(".")[2] if target else str(form["Action"])
-        self.requests.append(Request(action, form, key, region, str(request.url)))
+        self.requests.append(Request(action, form, key, region, str(request.url), request.headers))
         if key in self.expired:
             self._refusals[action].appendleft(Refusal("ExpiredToken", "The token is expired"))
         if self._refusals[action]:

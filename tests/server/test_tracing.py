@@ -3,7 +3,9 @@
 import asyncio
 import builtins
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from aiohttp import web
@@ -14,11 +16,17 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from scripted_aws import ACCOUNT, ScriptedAws
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server.account_settings import AccountSettings
 from imagetasks_server.config import ConfigError, Settings
+from imagetasks_server.ec2 import Aws
 from imagetasks_server.observation import traced
+from imagetasks_server.tally import Purpose
+from imagetasks_server.targets import Target
 from imagetasks_server.tracing import Tracer
+from imagetasks_server.upstream import Query
 
 ONE = {"accounts": ["main"], "regions": ["eu-central-1"]}
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -120,6 +128,28 @@ async def test_what_fails_at_ec2_is_marked(serve: Serve, traces: Traces) -> None
     # The caller's own fault is none of the server's.
     assert unknown.status.status_code == StatusCode.UNSET
     assert (unknown.attributes or {})["error.type"] == "UNKNOWN_ACCOUNT"
+
+
+async def test_ec2_is_told_which_span_its_call_is(traces: Traces, aws: ScriptedAws) -> None:
+    settings = AccountSettings(name="main", endpoint_url=aws.url, sts_endpoint_url=aws.url)
+    aws.refuse("DescribeStoreImageTasks", "Unavailable", status=503)
+    with ThreadPoolExecutor(1) as builders:
+        opens = Aws(Settings(), builders, {"before-send": traces.tracer.send_along})
+        opened = await asyncio.to_thread(opens.open, settings)
+        read_page = opened.read_page(
+            Target("main", "eu-central-1", ACCOUNT, "aws"), pay=AsyncMock(), throttled=Mock()
+        )
+        await opened.identity()
+        with traces.tracer.asking("main", "eu-central-1", Purpose(), continued=False):
+            await read_page(Query(), None)
+        await opened.close()
+    (span,) = traces.asked
+    context = span.get_span_context()
+    assert context is not None
+    sent = [each.headers.get("traceparent") for each in aws.asked("DescribeStoreImageTasks")]
+    # Both attempts are of one call.
+    assert sent == [f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"] * 2
+    assert [each.headers.get("traceparent") for each in aws.asked("GetCallerIdentity")] == [None]
 
 
 async def test_no_span_is_open_while_a_watch_is(serve: Serve, traces: Traces, clock: Any) -> None:
