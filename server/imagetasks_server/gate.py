@@ -90,6 +90,11 @@ class Gate:
         self._believed: LRUCache[bytes, tuple[Key, object, Identity]] = LRUCache(BELIEVED)
         self._decided: dict[tuple[bytes, str], tuple[Decision, Keys | None]] = {}
 
+    @property
+    def keys_up(self) -> bool | None:
+        """Whether the newest fetch of the token issuer's keys succeeded; None: there was none."""
+        return None if self._keys is None else self._keys.is_up
+
     def check(self, settings: Settings) -> None:
         """Whether these settings may come into force.
 

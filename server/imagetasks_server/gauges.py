@@ -1,4 +1,4 @@
-"""What merely is, read when somebody looks: calls under way, budgets, tasks, accounts, the certificate.
+"""What merely is, read when somebody looks: calls under way, budgets, tasks, accounts, health.
 
 A family of many samples comes in parts, so that whoever collects can pause between two.
 """
@@ -6,7 +6,7 @@ A family of many samples comes in parts, so that whoever collects can pause betw
 import importlib.metadata
 import itertools
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -22,6 +22,8 @@ from imagetasks_server.targets import Target, Targets
 from imagetasks_server.tracked import Registry, Tracked
 
 Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]
+# What else is, without labels; None where there is none.
+Facts: TypeAlias = Mapping[Declared, Callable[[], float | None]]
 
 # About a millisecond's worth.
 SAMPLES: Final = 100
@@ -45,7 +47,7 @@ class Gauges(Collector):
         targets: Which targets there are.
         registry: What is kept of each.
         organizations: How it stands with each.
-        expires_at: Unix seconds at which the certificate expires; None without TLS.
+        facts: What the parts around the gateway tell of themselves.
     """
 
     def __init__(
@@ -54,13 +56,13 @@ class Gauges(Collector):
         targets: Targets,
         registry: Registry,
         organizations: Callable[[], Iterable[OrganizationState]],
-        expires_at: Callable[[], float | None],
+        facts: Facts,
     ) -> None:
         self._records = records
         self._targets = targets
         self._registry = registry
         self._organizations = organizations
-        self._expires_at = expires_at
+        self._facts = facts
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: asking is cheap only when somebody wants to know."""
@@ -74,9 +76,10 @@ class Gauges(Collector):
         yield from self._budgets(targets)
         yield from self._states(targets)
         yield from self._accounts()
-        expires_at = self._expires_at()
-        if expires_at is not None:
-            yield from families(metrics.CERTIFICATE, [((), expires_at)])
+        for declared, ask in self._facts.items():
+            value = ask()
+            if value is not None:
+                yield from families(declared, [((), value)])
         yield from families(metrics.BUILD_INFO, [(_BUILD, 1)])
 
     def _budgets(self, targets: Iterable[Target]) -> Iterator[Metric]:

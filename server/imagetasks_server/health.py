@@ -93,6 +93,11 @@ class Health:
         self._servicer.statuses.update(dict.fromkeys(NAMES, NOT_SERVING))
         self._draining = False
 
+    @property
+    def is_serving(self) -> bool:
+        """What it says of the whole process."""
+        return bool(self._servicer.statuses[NAMES[0]] == SERVING)
+
     async def add_to(self, server: grpc.aio.Server) -> None:
         """Answer on this server too."""
         named = health.SERVICE_NAME, self._methods()
@@ -134,7 +139,7 @@ class Health:
         """
         if self._draining:
             return False
-        begins = well and self._servicer.statuses[NAMES[0]] != SERVING
+        begins = well and not self.is_serving
         await self._set(SERVING if well else NOT_SERVING)
         return begins and not self._draining
 

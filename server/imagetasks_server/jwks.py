@@ -74,6 +74,9 @@ class Jwks:
     Args:
         rules: Where they are, and how often they may be fetched.
         clock: Unix seconds.
+
+    Attributes:
+        is_up: Whether the newest fetch succeeded; None until the first.
     """
 
     def __init__(self, rules: JwtSettings, clock: Clock) -> None:
@@ -85,6 +88,7 @@ class Jwks:
         # Now: it takes 50 ms, for which the first call with a token would hold up all others.
         importlib.import_module("joserfc.jwt")
         self._fetch = _of(rules)
+        self.is_up: bool | None = None
         self._published: Published | None = None
         self._good_until = 0.0
         self._next_try = 0.0
@@ -122,6 +126,7 @@ class Jwks:
 
     def take(self, published: Published) -> None:
         """From now on these are the last good keys."""
+        self.is_up = True
         if self._published is None or published.text != self._published.text:
             # Else the keys stay the very same: signatures that were checked with them need not be again.
             self._published = published
@@ -147,6 +152,7 @@ class Jwks:
         self._task = None
         error = None if task.cancelled() else task.exception()
         if error is not None:
+            self.is_up = False
             log.error(Event.KEYS_FAILED, exc_info=error)
 
     async def _renew(self) -> None:
@@ -156,6 +162,7 @@ class Jwks:
             known = self._published
             published = known if known is not None and known.text == text else Published(Keys(text), text)
         except (OSError, ValueError, aiohttp.ClientError, TimeoutError) as error:
+            self.is_up = False
             log.warning(Event.KEYS_FAILED, text=str(error) or type(error).__name__)
             return
         self.take(published)

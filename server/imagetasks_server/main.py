@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import structlog
 
-from imagetasks_server import collector
+from imagetasks_server import collector, metrics
 from imagetasks_server.account_settings import OrganizationSettings
 from imagetasks_server.accounts import Accounts
 from imagetasks_server.assembly import Gateway, assemble
@@ -40,6 +40,7 @@ from imagetasks_server.token_command import hash_token
 
 if TYPE_CHECKING:
     from imagetasks_server.doctor import Report
+    from imagetasks_server.gauges import Facts
     from imagetasks_server.tls import Certificates
 
 log = structlog.get_logger()
@@ -161,14 +162,21 @@ async def _serve(
             await roster.begin()
         # All ports are taken before one answers, or is told of.
         listening = await listen(settings, gateway, certificates)
-        await stack.enter_async_context(
-            measured(
-                settings,
-                gateway,
-                lambda: roster.organizations,
-                lambda: certificates.expires_at if certificates else None,
-            )
+        reload = Reload(
+            settings,
+            lambda: use(read()),
+            functools.partial(_replace, aws, roster),
+            [*([certificates.prepare] if certificates else []), _permitting(gateway)],
+            follows=("callers", "anonymous", "jwt"),
         )
+        facts: Facts = {
+            metrics.SERVING: lambda: listening.health.is_serving,
+            metrics.CONFIGURATION_UP: lambda: reload.is_up,
+            metrics.KEYS_UP: lambda: gateway.gate.keys_up,
+            metrics.CERTIFICATE_UP: lambda: certificates.is_up if certificates else None,
+            metrics.CERTIFICATE: lambda: certificates.expires_at if certificates else None,
+        }
+        await stack.enter_async_context(measured(settings, gateway, lambda: roster.organizations, facts))
         await listening.start()
         stack.push_async_callback(listening.drain, gateway, settings.drain_seconds)
         await stack.enter_async_context(roster.refreshing())
@@ -183,13 +191,6 @@ async def _serve(
                 serves()
             await credentials.look_after(listening.health, serves)
 
-        reload = Reload(
-            settings,
-            lambda: use(read()),
-            functools.partial(_replace, aws, roster),
-            [*([certificates.prepare] if certificates else []), _permitting(gateway)],
-            follows=("callers", "anonymous", "jwt"),
-        )
         for lasting in (
             warm_and_look_after(),
             reload.heed(signals.reload),

@@ -168,6 +168,22 @@ CERTIFICATE: Final = Declared(
     "gauge",
     "Unix time at which the server's certificate expires; absent without TLS.",
 )
+CERTIFICATE_UP: Final = Declared(
+    "imagetasks_certificate_up",
+    "gauge",
+    "1 if the newest look at the certificate's files found what can be used, else 0; absent without TLS.",
+)
+KEYS_UP: Final = Declared(
+    "imagetasks_keys_up",
+    "gauge",
+    "1 if the newest fetch of the token issuer's keys succeeded, else 0; absent until the first, or without.",
+)
+CONFIGURATION_UP: Final = Declared(
+    "imagetasks_configuration_up",
+    "gauge",
+    "1 if the configuration as it was last read is in force, else 0.",
+)
+SERVING: Final = Declared("imagetasks_serving", "gauge", "1 while the health service says SERVING, else 0.")
 BUILD_INFO: Final = Declared(
     "imagetasks_build_info", "gauge", "1, for its labels.", ("version", "python", "grpc")
 )

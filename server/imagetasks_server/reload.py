@@ -32,6 +32,9 @@ class Reload:
             caller sees new accounts by an old permission. Raises `ConfigError`, and has changed nothing then.
         prepare: What else follows, in this order.
         follows: Settings that `prepare` puts in force.
+
+    Attributes:
+        is_up: Whether what was last read is in force.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Reload:
         prepare: Sequence[Preparation] = (),
         follows: Collection[str] = (),
     ) -> None:
+        self.is_up = True
         self._started = started
         self._read = read
         self._replace = replace
@@ -57,6 +61,10 @@ class Reload:
 
     async def reload(self) -> bool:
         """Reload once. Returns whether the new configuration is in force; if not, that is in the log."""
+        self.is_up = await self._reload()
+        return self.is_up
+
+    async def _reload(self) -> bool:
         try:
             settings, ready = await asyncio.to_thread(self._read_and_prepare)
 

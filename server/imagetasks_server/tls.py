@@ -147,6 +147,11 @@ class Certificates:
         self._current = self._load(files)
 
     @property
+    def is_up(self) -> bool:
+        """Whether the newest look found what can be used."""
+        return not self._reported
+
+    @property
     def expires_at(self) -> float:
         """When the certificate in force expires, in Unix seconds."""
         return self._current.expires_at

@@ -31,6 +31,7 @@ ORDER = (
     "checks",
     "accounts",
     "observation",
+    "scraping",
     "gauges",
     "assembly",
     "boundary",
@@ -134,7 +135,7 @@ IMPURE = {
 SPEAK_TO_AWS = {"ec2", "task_xml", *(name for name in ORDER if name.startswith("aws_"))}
 AWS = {"aioboto3", "aiobotocore", "aiohttp", "boto3", "botocore"}
 # Serves Prometheus with it.
-SERVES_HTTP = {"observation"}
+SERVES_HTTP = {"scraping"}
 
 # The packages of the bare install: what `pip install` without extras brings.
 BARE = {"google", "grpc", "imagetasks", "jmespath", "rich"}

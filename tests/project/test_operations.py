@@ -27,7 +27,7 @@ ADDED_LABELS = {"instance", "job", "le"}
 VALUES: dict[str, set[str]] = {"how": set(How), "kind": set(Kind), "state": set(STATES.values())}
 
 FUNCTIONS = set(
-    "sum rate increase histogram_quantile max min count time topk bottomk by on and".split()  # noqa: SIM905
+    "sum rate increase histogram_quantile max min count time topk bottomk by on and or".split()  # noqa: SIM905
 )
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 

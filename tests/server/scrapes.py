@@ -1,7 +1,7 @@
 """What Prometheus sees of a gateway."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ def samples(text: str) -> dict[str, float]:
 
 
 @contextlib.asynccontextmanager
-async def watched_by_prometheus(gateway: Gateway, **more: Callable[..., Any]) -> AsyncIterator[Prometheus]:
+async def watched_by_prometheus(gateway: Gateway, **more: Any) -> AsyncIterator[Prometheus]:
     """Serve the gateway's metrics, on a free port."""
     settings = Settings(metrics_listen="127.0.0.1:0")
     async with measured(settings, gateway.gateway, **more) as address:

@@ -158,6 +158,7 @@ class TestService:
     async def test_it_is_alive_whatever_its_health(self, gateway: Gateway) -> None:
         for well in (False, True):
             await gateway.listening.health.serve(well=well)
+            assert gateway.listening.health.is_serving is well
             assert await asked(gateway.channel, "") == (SERVING if well else NOT_SERVING)
             assert await asked(gateway.channel, ALIVE) == SERVING
 

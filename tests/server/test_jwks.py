@@ -122,17 +122,21 @@ def test_a_key_that_was_withdrawn_is_refused_after_the_next_fetch() -> None:
 
 def test_the_last_good_keys_stay_whatever_is_published() -> None:
     async def scenario(keys: Jwks, publisher: Publisher) -> None:
+        assert keys.is_up is None
         await keys.key(FIRST)
+        assert keys.is_up is True
         for text in ("", "{}", "[]", '{"keys": 1}', '{"keys": []}', "null", "[" * 100_000, '{"keys": [{}]}'):
             publisher.text = text
             await asyncio.sleep(400)
             await keys.key(FIRST)
             await asyncio.sleep(0.1)
+            assert keys.is_up is False
         publisher.error = OSError("gone")
         await asyncio.sleep(1_000_000)
         await keys.key(FIRST)
         await asyncio.sleep(0)
         assert publisher.asked == 10
+        assert keys.is_up is False
 
     published(scenario)
 

@@ -21,6 +21,13 @@ from imagetasks_server.tally import Kind
 
 ONE = {"accounts": ["main"], "regions": ["eu-central-1"]}
 TARGET = 'account="main",region="eu-central-1"'
+FACTS = (
+    metrics.SERVING,
+    metrics.CONFIGURATION_UP,
+    metrics.CERTIFICATE,
+    metrics.CERTIFICATE_UP,
+    metrics.KEYS_UP,
+)
 THROTTLED = aws_error("RequestLimitExceeded", status=503)
 
 
@@ -203,7 +210,7 @@ async def test_accounts_organizations_and_the_certificate_are_told(serve: Serve,
     company = [OrganizationState("company", 7, up=False), OrganizationState("sister", 2, up=True)]
     expiry = iter([None, EPOCH + 3600])
     async with watched_by_prometheus(
-        gateway, organizations=lambda: company, expires_at=lambda: next(expiry)
+        gateway, organizations=lambda: company, facts={metrics.CERTIFICATE: lambda: next(expiry)}
     ) as prometheus:
         await gateway.describe()
         without = await prometheus.scrape()
@@ -226,7 +233,7 @@ async def test_every_metric_moves_and_is_as_declared(
     gateway = await serve(budget={"capacity": 20, "refill": 0.5, "reserve": 0.0, "initial": 1})
     company = [OrganizationState("company", 7, up=True)]
     async with watched_by_prometheus(
-        gateway, organizations=lambda: company, expires_at=lambda: EPOCH
+        gateway, organizations=lambda: company, facts=dict.fromkeys(FACTS, lambda: 1)
     ) as prometheus:
         call = gateway.stub.WatchStoreImageTasks(
             pb.WatchStoreImageTasksRequest(selector=pb.TaskSelector(**ONE))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,7 @@ import pytest
 import trustme
 from certificates import Files, files
 from cryptography import x509
+from scrapes import samples
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
@@ -116,6 +118,15 @@ def reload(running: Gateway, event: str = "configuration read again") -> dict[st
     return logged(running, event)[-1]
 
 
+def ups(running: Gateway) -> dict[str, float]:
+    """What the metrics say of what the gateway goes by."""
+    address = logged(running, "metrics are served")[0]["address"]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=SECONDS) as answer:
+        told = samples(answer.read().decode())
+    names = ("serving", "configuration_up", "certificate_up", "keys_up")
+    return {name: told[f"imagetasks_{name}"] for name in names if f"imagetasks_{name}" in told}
+
+
 class TestProcess:
     """The whole thing."""
 
@@ -187,8 +198,9 @@ class TestProcess:
         authority = trustme.CA()
         own = files(tmp_path, authority)
         keys = f'tls_certificate = "{own.certificate}"\ntls_key = "{own.key}"\n'
-        config.write_text(keys + MAIN)
+        config.write_text(f'metrics_listen = "127.0.0.1:0"\n{keys}{MAIN}')
         with gateway("--config", str(config), environment=environment) as running:
+            assert ups(running) == {"serving": 1, "configuration_up": 1, "certificate_up": 1}
             first = logged(running, "certificate is in force")
             leaf = own.issue(authority)
             reload(running)
@@ -199,6 +211,10 @@ class TestProcess:
             refused = reload(running, "configuration cannot be used, the one before stays")
             assert refused["text"].startswith("tls_key: ")
             assert running.process.poll() is None
+            assert ups(running)["configuration_up"] == 0
+            own.issue(authority)
+            reload(running)
+            assert ups(running)["configuration_up"] == 1
 
 
 def expiry(leaf: trustme.LeafCert) -> str:

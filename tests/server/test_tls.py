@@ -355,14 +355,16 @@ class TestRenewal:
             looks["done"] += 1
 
         monkeypatch.setattr(certificates, "look", counted)
-        looking = asyncio.create_task(certificates.look_after())
+        looking, told = asyncio.create_task(certificates.look_after()), [certificates.is_up]
         for spoil in (lambda: own.key.write_bytes(b""), lambda: own.issue(AUTHORITY)):
             await asyncio.to_thread(spoil)
             for _ in range(3):
                 before = looks.total()
                 clock.advance(LOOK_AT_LAST)
                 await eventually(lambda before=before: looks.total() > before)  # type: ignore[misc]
+            told.append(certificates.is_up)
         looking.cancel()
+        assert told == [True, False, True]
         assert [entry["event"] for entry in log] == [
             "certificate cannot be used, the one before stays",
             "certificate is in force",
