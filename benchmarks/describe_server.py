@@ -46,7 +46,7 @@ async def serve(kind: str, tasks: int) -> None:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(gateway.close)
         if kind == "gateway":
-            await stack.enter_async_context(measured(settings, gateway, list, lambda: None))
+            await stack.enter_async_context(measured(settings, gateway))
             listening = await listen(settings, gateway)
             await listening.start()
             stack.push_async_callback(listening.drain, gateway, 5.0)

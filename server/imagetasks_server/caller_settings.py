@@ -81,9 +81,9 @@ class Granted(Table):
     accounts: AccountPatterns
     """The gateway's names of accounts, as patterns. What fits none is as if it did not exist."""
     regions: RegionPatterns = ("*",)
-    """Regions, as patterns."""
+    """Regions, as patterns. Absent: all that these accounts have."""
     methods: MethodPatterns = ("*",)
-    """Methods of the contract, as patterns: "ListTargets", "Describe*"."""
+    """Methods of the contract, as patterns: "ListTargets", "Describe*". Absent: all; each reads only."""
     calls_per_second: PerSecond | None = None
     """Calls that may be begun in a second, in the long run. Absent: as `limits` says. Less: a program
     that asks too often is told so sooner."""

@@ -14,7 +14,7 @@ from imagetasks_server.addresses import is_local
 from imagetasks_server.assembly import Gateway
 from imagetasks_server.boundary import SERVICE
 from imagetasks_server.config import ConfigError, Settings
-from imagetasks_server.grpc_server import new_server
+from imagetasks_server.grpc_server import COUNTING, new_server
 from imagetasks_server.health import Health
 from imagetasks_server.record import Records
 from imagetasks_server.telemetry import Event
@@ -60,10 +60,12 @@ SERVER_OPTIONS: Final = (
     ("grpc.absolute_max_metadata_size", 32 * 1024),
     # Without a call for so long: the client connects again when it has one.
     ("grpc.max_connection_idle_ms", 10 * 60 * 1000),
-    # New calls go to a new connection, so that a balancer can choose anew. Streams stay to their own end:
-    # there is no max_connection_age_grace, which would cut them without a word.
+    # New calls go to a new connection, so that a balancer can choose anew. Streams stay to their own end.
     ("grpc.max_connection_age_ms", 30 * 60 * 1000),
 )
+# Seconds for which calls last at most beyond their time: a watch whose client does not read is cancelled.
+BEYOND: Final = 60.0
+_MOST_MILLISECONDS: Final = 2**31 - 1
 # Whoever asks for health alone needs no more.
 _HEALTH_OPTIONS: Final = (
     *_COMMON,
@@ -168,9 +170,16 @@ async def listen(
         ("grpc.server.max_pending_requests", waiting),
         ("grpc.server.max_pending_requests_hard_limit", waiting),
         ("grpc.server_max_unrequested_time_in_server", settings.limits.max_waiting_seconds),
+        # Calls have ended by themselves until then. What has not are answers that nobody reads: grpc.aio ends
+        # such a call only with its connection.
+        (
+            "grpc.max_connection_age_grace_ms",
+            min(round((settings.limits.max_stream_age + BEYOND) * 1000), _MOST_MILLISECONDS),
+        ),
         ("grpc.max_allowed_incoming_connections", min(settings.limits.max_connections, descriptors.left())),
     )
-    server = new_server((*SERVER_OPTIONS, *limits))
+    counting = COUNTING if settings.metrics_listen else ()
+    server = new_server((*SERVER_OPTIONS, *limits, *counting))
     server.add_registered_method_handlers(SERVICE.full_name, gateway.boundary.handlers(gateway.service))
     said = Health()
     await said.add_to(server)
@@ -179,7 +188,7 @@ async def listen(
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
     health_server, health_address = None, ""
     if settings.health_listen is not None:
-        health_server = new_server(_HEALTH_OPTIONS)
+        health_server = new_server((*_HEALTH_OPTIONS, *counting))
         await said.add_to(health_server)
         health_address = _add_port(health_server, "health_listen", settings.health_listen, None)
     address = _add_port(server, "listen", settings.listen, certificates)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import structlog
 
-from imagetasks_server import collector, metrics
+from imagetasks_server import collector, grpc_server, metrics
 from imagetasks_server.account_settings import OrganizationSettings
 from imagetasks_server.accounts import Accounts
 from imagetasks_server.assembly import Gateway, assemble
@@ -170,6 +170,8 @@ async def _serve(
             follows=("callers", "anonymous", "jwt"),
         )
         facts: Facts = {
+            metrics.CALLS_ARRIVED: grpc_server.arrived,
+            metrics.CALLS_HANDED_OVER: grpc_server.handed_over,
             metrics.SERVING: lambda: listening.health.is_serving,
             metrics.CONFIGURATION_UP: lambda: reload.is_up,
             metrics.KEYS_UP: lambda: gateway.gate.keys_up,

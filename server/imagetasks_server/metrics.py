@@ -183,6 +183,16 @@ CONFIGURATION_UP: Final = Declared(
     "gauge",
     "1 if the configuration as it was last read is in force, else 0.",
 )
+CALLS_ARRIVED: Final = Declared(
+    "imagetasks_calls_arrived_total",
+    "counter",
+    "Calls that have come to gRPC, health checks and unknown methods among them.",
+)
+CALLS_HANDED_OVER: Final = Declared(
+    "imagetasks_calls_handed_over_total",
+    "counter",
+    "Those that gRPC has handed over. The others wait, or it has refused them.",
+)
 SERVING: Final = Declared("imagetasks_serving", "gauge", "1 while the health service says SERVING, else 0.")
 BUILD_INFO: Final = Declared(
     "imagetasks_build_info", "gauge", "1, for its labels.", ("version", "python", "grpc")

@@ -1,6 +1,8 @@
 """Nothing lasts for ever: a watch that is too old says goodbye with a token, a wait answers."""
 
 import asyncio
+import contextlib
+import socket
 from typing import Any
 
 import pytest
@@ -9,9 +11,10 @@ from gateway_stage import NO_AGE, PATIENCE, Serve, eventually
 from virtual import VirtualClock
 from watch_stage import Event, Stage, kinds, staged
 
+import raw_http2 as http2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server import listening
-from imagetasks_server.boundary import STUCK_SECONDS
+from imagetasks_server.boundary import SERVICE, STUCK_SECONDS
 
 AGE = {"max_stream_age": 1000}
 
@@ -124,3 +127,31 @@ async def test_a_connection_that_is_too_old_takes_no_new_calls_and_keeps_its_wat
     while not (event := await watch.read()).HasField("changes"):
         assert not event.HasField("closing")
     watch.cancel()
+
+
+async def test_an_answer_that_nobody_reads_ends_with_its_connection(
+    serve: Serve, world: FakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = {**dict(listening.SERVER_OPTIONS), "grpc.max_connection_age_ms": 100}
+    monkeypatch.setattr(listening, "SERVER_OPTIONS", tuple(soon.items()))
+    monkeypatch.setattr(listening, "BEYOND", 0.0)
+    world.ec2().add()
+    gateway = await serve(limits={"max_stream_age": 0.5})
+    limits = gateway.boundary.limits
+    path = f"/{SERVICE.full_name}/DescribeStoreImageTasks"
+    closed = http2.PREFACE + http2.settings(header_table_size=0, initial_window_size=0)
+    with await asyncio.to_thread(http2.connect, gateway.address) as peer:
+        peer.sendall(closed + http2.call(1, http2.request(path)))
+        await eventually(lambda: limits.concurrent_calls == 1)
+        await asyncio.to_thread(_answers_until_it_ends, peer)
+        await eventually(lambda: limits.concurrent_calls == 0)
+
+
+def _answers_until_it_ends(peer: socket.socket) -> None:
+    """As a client that lives, and reads no data."""
+    peer.settimeout(PATIENCE)
+    frames = http2.Frames()
+    with contextlib.suppress(ConnectionError):
+        while data := peer.recv(65536):
+            for each in frames.of(data):
+                peer.sendall(http2.answer(each))
