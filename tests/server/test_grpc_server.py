@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import raw_http2 as http2
+from imagetasks_server import grpc_server
 
 METHOD = b"/imagetasks.v1.StoreImageTaskService/ListTargets"
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED.value[0]
@@ -90,3 +91,14 @@ async def test_a_server_that_has_ended_is_noticed(serve: Serve) -> None:
     assert gateway.listening.health_server is not None
     await gateway.listening.health_server.stop(0)
     await noticed
+
+
+async def test_what_arrives_is_counted_whatever_becomes_of_it(serve: Serve) -> None:
+    gateway = await serve(metrics_listen="127.0.0.1:0", limits={"max_waiting_calls": 5})
+    arrived, handed_over = grpc_server.arrived(), grpc_server.handed_over()
+    found = await asyncio.to_thread(http2.statuses, gateway.address, http2.request(METHOD), 300)
+    await asyncio.to_thread(http2.statuses, gateway.address, http2.request(METHOD + b"X"), 1)
+    refused = found.count(grpc.StatusCode.CANCELLED.value[0])
+    assert refused
+    assert grpc_server.arrived() - arrived == 301
+    assert grpc_server.handed_over() - handed_over == 301 - refused

@@ -22,6 +22,8 @@ from imagetasks_server.tally import Kind
 ONE = {"accounts": ["main"], "regions": ["eu-central-1"]}
 TARGET = 'account="main",region="eu-central-1"'
 FACTS = (
+    metrics.CALLS_ARRIVED,
+    metrics.CALLS_HANDED_OVER,
     metrics.SERVING,
     metrics.CONFIGURATION_UP,
     metrics.CERTIFICATE,
