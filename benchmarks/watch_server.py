@@ -58,7 +58,7 @@ async def serve_gateway(stack: AsyncExitStack, heartbeat: float) -> Served:
     accounts: Any = world.accounts
     gateway = assemble(settings, accounts, clock, together=TOGETHER)
     stack.push_async_callback(gateway.close)
-    await stack.enter_async_context(measured(settings, gateway, list, lambda: None))
+    await stack.enter_async_context(measured(settings, gateway))
     listening = await listen(settings, gateway)
     await listening.start()
     stack.push_async_callback(listening.drain, gateway, 5.0)
