@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -30,6 +31,11 @@ MAY_BLOCK = (
     ("imagetasks_server/account_settings.py", {"_is_file"}),
     ("imagetasks_server/jwks.py", {"load_keys", "__init__"}),
 )
+
+# Asyncio's debug mode keeps of each future and callback where it was made. The whole stack, with its lines read from
+# their files, took a third of the suite's time. pytest tells of exceptions by itself, from their first frame on.
+asyncio.constants.DEBUG_STACK_DEPTH = 3
+sys.tracebacklimit = 3
 
 # gRPC closes its sockets and ends its calls on threads of its own, soon after it was told to.
 CLOSING_SECONDS = 5.0

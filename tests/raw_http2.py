@@ -89,6 +89,38 @@ def grpc_status(found: Frame) -> int | None:
     return int(match[1]) if match else None
 
 
+class Windows:
+    """How much may be sent: on the connection, and on each stream."""
+
+    def __init__(self) -> None:
+        self._initial = 65535
+        self._connection = 65535
+        self._streams: dict[int, int] = {}
+
+    def heard(self, found: Frame) -> None:
+        """What the server says of it."""
+        if found.kind == WINDOW_UPDATE:
+            (more,) = struct.unpack(">I", found.payload)
+            if found.stream:
+                self._streams[found.stream] = self._streams.get(found.stream, self._initial) + more
+            else:
+                self._connection += more
+        elif found.kind == SETTINGS:
+            values = dict(struct.iter_unpack(">HI", found.payload))
+            initial = values.get(4, self._initial)
+            for stream in self._streams:
+                self._streams[stream] += initial - self._initial
+            self._initial = initial
+
+    def take(self, stream: int, wanted: int) -> int:
+        """How many bytes of so many may be sent now, in one frame; they count as sent."""
+        stream_left = self._streams.setdefault(stream, self._initial)
+        taken = max(0, min(wanted, stream_left, self._connection, 16384))
+        self._streams[stream] -= taken
+        self._connection -= taken
+        return taken
+
+
 class Messages:
     """Puts together what comes of one call."""
 

@@ -7,11 +7,12 @@ printed (`-s` shows it), and stands in docs/limits.md.
 import contextlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -139,15 +140,59 @@ def watchers_with_closed_windows(address: str) -> None:
         time.sleep(3)
 
 
+LEGAL = 200 * 1024
+
+
 def messages_without_an_end(address: str) -> None:
-    # Announces a megabyte each, sends a byte of it.
-    body = b"\0" + (1 << 20).to_bytes(4, "big") + b"x"
+    # Announces what is legal, sends a byte of it.
+    body = b"\0" + LEGAL.to_bytes(4, "big") + b"x"
     calls = b"".join(
         h2.frame(h2.HEADERS, h2.END_HEADERS, 2 * n + 1, DESCRIBE) + h2.frame(h2.DATA, 0, 2 * n + 1, body)
         for n in range(1000)
     )
     with peers(address, 10, h2.hello() + calls):
         time.sleep(2)
+
+
+def messages_all_but_their_end(address: str) -> None:
+    """Of each of 4,000 messages as much as is let in, for five seconds, and never the last byte."""
+    body = b"\0" + LEGAL.to_bytes(4, "big")
+    streams = range(1, 401, 2)
+    begin = b"".join(
+        h2.frame(h2.HEADERS, h2.END_HEADERS, n, DESCRIBE) + h2.frame(h2.DATA, 0, n, body) for n in streams
+    )
+    with contextlib.ExitStack() as stack:
+        senders = [_Sender(stack.enter_context(h2.connect(address)), streams) for _ in range(20)]
+        for each in senders:
+            each.peer.sendall(h2.hello() + begin)
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            for each in senders:
+                each.send()
+
+
+class _Sender:
+    def __init__(self, peer: socket.socket, streams: Iterable[int]) -> None:
+        self.peer = peer
+        self._frames, self._windows = h2.Frames(), h2.Windows()
+        self._left = dict.fromkeys(streams, LEGAL - 1)
+        for each in streams:
+            self._windows.take(each, 5)
+        peer.settimeout(5)
+
+    def send(self) -> None:
+        """As much as may be sent."""
+        if select.select([self.peer], [], [], 0.01)[0]:
+            for each in self._frames.of(self.peer.recv(1 << 20)):
+                self._windows.heard(each)
+                self.peer.sendall(h2.answer(each))
+                if each.kind in {h2.HEADERS, h2.RST_STREAM}:
+                    self._left.pop(each.stream, None)
+        for stream in self._left:
+            size = self._windows.take(stream, self._left[stream])
+            if size:
+                self._left[stream] -= size
+                self.peer.sendall(h2.frame(h2.DATA, 0, stream, bytes(size)))
 
 
 @pytest.mark.timeout(60)
@@ -163,6 +208,7 @@ def messages_without_an_end(address: str) -> None:
         (settings, 50),
         (watchers_with_closed_windows, 200),
         (messages_without_an_end, 400),
+        (messages_all_but_their_end, 300),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
