@@ -131,12 +131,15 @@ class Poller:
     async def _read(self) -> None:
         self._tried_at = self._clock()
         ear = Ear()
-        read = self._reader.join(self._tried_at, ear)
+        # Somebody else's that runs will do: another one right behind it would tell little.
+        read = self._reader.join(self._wanted, ear)
         try:
             while not read.done:
                 await ear.news()
         finally:
             self._reader.leave(read, ear)
+        if read.started is not None:
+            self._tried_at = min(self._tried_at, read.started)
         self._failures = 0 if read.error is None else self._failures + 1
         self._stretch = 1 + JITTER * self._jitter.random()
 
