@@ -1,20 +1,15 @@
 """Watches on virtual time: snapshots, changes, resuming, heartbeats, who is stale, and the end."""
 
 import asyncio
-import functools
-import random
 from collections.abc import Callable
-from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 from fake_ec2 import Call as Ec2Call
 from fake_ec2 import aws_error, image
 from virtual import VirtualClock, run, settle
-from watch_stage import REGIONS, Event, Stage, kinds, staged
+from watch_stage import REGIONS, Event, Stage, drawn_from, kinds, staged
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import assembly
 from imagetasks_server.errors import Error
 from imagetasks_server.follow import ENOUGH
 from imagetasks_server.service import Call
@@ -260,7 +255,7 @@ def calls_of(count: int) -> list[tuple[float, str, Ec2Call]]:
         await stage.close()
 
     # Drawn alike, jitter makes no difference.
-    with mock.patch.object(assembly, "random", SimpleNamespace(Random=functools.partial(random.Random, 0))):
+    with drawn_from(0):
         run(scenario, debug=False)
     return calls
 

@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import functools
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from fake_ec2 import FakeWorld
 from virtual import VirtualClock, run
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
+from imagetasks_server import assembly
 from imagetasks_server.access import Access
-from imagetasks_server.assembly import assemble
 from imagetasks_server.config import Settings
 from imagetasks_server.service import Call
 
@@ -88,7 +92,7 @@ class Stage:
         self._open = contextlib.AsyncExitStack()
 
     def restart(self) -> None:
-        self.gateway = assemble(Settings(**self.settings), self.world.accounts, self.clock)
+        self.gateway = assembly.assemble(Settings(**self.settings), self.world.accounts, self.clock)
 
     async def watch(
         self, *, resume: str = "", require: bool = False, access: Access | None = None, **selector: Any
@@ -128,6 +132,14 @@ def staged(scenario: Callable[[Stage], Awaitable[None]], **settings: Any) -> Non
             await stage.close()
 
     run(with_stage)
+
+
+@contextlib.contextmanager
+def drawn_from(seed: int | str) -> Iterator[None]:
+    """What gateways draw that are assembled in this context, as jitter, is the same each time."""
+    drawn = SimpleNamespace(Random=functools.partial(random.Random, seed))
+    with mock.patch.object(assembly, "random", drawn):
+        yield
 
 
 def kinds(events: list[Event]) -> list[str | None]:
