@@ -11,8 +11,9 @@ import os
 import pytest
 from hypothesis import given, settings
 from mutants import MUTANTS, Mutant
+from playing import play
+from schedules import SCHEDULES, Schedule, schedule_of
 from validators import VALIDATORS
-from world import SCHEDULES, Schedule, play, schedule_of
 
 HISTORIES = int(os.environ.get("IMAGETASKS_HISTORIES", "200"))
 # So that several processes can share them.

@@ -1,204 +1,95 @@
-"""A random world and its schedule, run on virtual time and recorded.
-
-A schedule is a list of (what, number, seconds): what happens, to which of those it may happen to, and how
-long nothing else does after that.
-"""
+"""A random world: what may happen in it, and when all is quiet."""
 
 import asyncio
-import contextlib
-import random
-from collections.abc import Callable
-from typing import Any, Final
-from unittest import mock
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Final
 
+from clients import PERMISSIONS, R1, R2, WHO_ASKS_WHAT, Subscriber, describe, wait
+from facts import Matches, Name, fact
 from fake_ec2 import Call as Ec2Call
 from fake_ec2 import FakeAccount, FakeEc2, FakeWorld, Task, aws_error
-from history import Held, History, Rest, Stream, recorded
-from hypothesis import strategies as st
-from virtual import VirtualClock, run, settle
+from history import Call, History, Rest
+from rules import BUSY, rules
+from virtual import VirtualClock, settle
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server import line
 from imagetasks_server.assembly import assemble
 from imagetasks_server.config import Settings
-from imagetasks_server.errors import Error
-from imagetasks_server.service import Call
-from imagetasks_server.tokens import ResumeToken, _unpack
+from imagetasks_server.permission import EVERYTHING
 from imagetasks_server.upstream import Page, Query, ReadPage
 
-Schedule = list[tuple[str, int, float]]
+if TYPE_CHECKING:
+    from told import Sight
 
-HEARTBEAT: Final = 10.0
-BUSY: Final = 5.0
-IDLE: Final = 15.0
-LINGER: Final = 10.0
-READ_TIMEOUT: Final = 20.0
-SETTINGS: Final[dict[str, Any]] = {
-    "budget": {"capacity": 1e6, "refill": 1e6, "initial": 1e6},
-    "poll_interval": BUSY,
-    "idle_poll_interval": IDLE,
-    "poll_linger": LINGER,
-    "heartbeat_interval": HEARTBEAT,
-    "read_timeout": READ_TIMEOUT,
-    "page_timeout": READ_TIMEOUT / 2,
-    "full_read_every": 20.0,
-    "stalled_after": 60.0,
-    "keep_unused_for": 60.0,
-    "distrust_for": 60.0,
-}
-# So that groups are split.
-SMALL_MESSAGE: Final = 500
+    from imagetasks_server.access import Access
+
+
 DAY: Final = 86400.0
-
-Matches = Callable[[pb.StoreImageTaskResult], bool]
-SELECTORS: Final[list[tuple[dict[str, Any], Matches]]] = [
-    ({}, lambda _: True),
-    (
-        {"filters": [pb.Filter(name="task-state", values=["InProgress"])]},
-        lambda task: task.ec2_store_task_state == "InProgress",
-    ),
-    (
-        {"filters": [pb.Filter(name="task-state", values=["Completed", "F*"])]},
-        lambda task: task.ec2_store_task_state in {"Completed", "Failed"},
-    ),
-    ({"filters": [pb.Filter(name="bucket", values=["b0"])]}, lambda task: task.bucket == "b0"),
-]
-# Those who ask the same are told the same, each from where it stands.
-WHO_ASKS_WHAT: Final = (0, 1, 2, 3, 0, 0)
-
-
-class Subscriber:
-    """One who watches, holds what he is told, and comes back with his tokens."""
-
-    def __init__(self, world: "World", number: int) -> None:
-        self.world = world
-        self.number = number
-        self.selector, self.matches = SELECTORS[WHO_ASKS_WHAT[number]]
-        # What was held at each token.
-        self.tokens: list[tuple[int, str, Held]] = []
-        self.stream: Stream | None = None
-        self._reading = asyncio.Event()
-        self._reading.set()
-        self._task: asyncio.Task[None] | None = None
-
-    def join(self, resumes: str, number: int) -> None:
-        """Open a watch, with a token of some kind if there is one."""
-        if self._task is not None:
-            return
-        process = self.world.process
-        own = [(token, held) for epoch, token, held in self.tokens if epoch == process]
-        foreign = [(token, held) for epoch, token, held in self.tokens if epoch != process]
-        token, held = "", Held()
-        if resumes == "own" and own:
-            token, held = own[-1 - number % min(len(own), 3)]
-        elif resumes == "epoch" and foreign:
-            token, held = foreign[-1]
-        elif resumes in {"future", "damaged"} and own:
-            token, held = own[-1]
-            if resumes == "future":
-                question, epoch, revision, targets, *_ = _unpack(token)
-                token = ResumeToken(question, epoch, revision + 1_000_000, targets).encode()
-            else:
-                token = token[:10] + ("A" if token[10] != "A" else "B") + token[11:]
-        elif resumes == "other":
-            others = [
-                s.tokens[-1] for s in self.world.subscribers if s.tokens and s.selector != self.selector
-            ]
-            if others:
-                _, token, held = others[0]
-        now = self.world.clock()
-        stream = Stream(
-            self.number,
-            process,
-            now,
-            self.matches,
-            resumes if token else "",
-            held.copy() if token else Held(),
-            _unpack(token)[2] if token and resumes == "own" else 0,
-        )
-        self.stream = stream
-        self.world.history.streams.append(stream)
-        self._reading.set()
-        self._task = asyncio.create_task(self._read(stream, token))
-
-    def stall(self) -> None:
-        if self.stream is not None and self._reading.is_set():
-            self._reading.clear()
-            self.stream.stalls.append([self.world.clock(), 1e18])
-
-    def read_on(self) -> None:
-        if self.stream is not None and not self._reading.is_set():
-            self.stream.stalls[-1][1] = self.world.clock()
-            self._reading.set()
-
-    async def leave(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        if self.stream is not None:
-            # It had not even begun.
-            self._ended(self.stream, "left")
-
-    def _ended(self, stream: Stream, how: str) -> None:
-        self.read_on()
-        stream.end, stream.ended = how, self.world.clock()
-        self.stream = self._task = None
-
-    async def _read(self, stream: Stream, token: str) -> None:
-        held = stream.began_with.copy()
-        request = pb.WatchStoreImageTasksRequest(
-            selector=pb.TaskSelector(**self.selector), resume_token=token
-        )
-        try:
-            async with contextlib.aclosing(self.world.open(request)) as events:
-                async for event in events:
-                    stream.events.append((self.world.clock(), event, self.world.gateway.followers.revision))
-                    held.take(event)
-                    if event.resume_token:
-                        self.tokens.append((stream.process, event.resume_token, held.copy()))
-                    await self._reading.wait()
-        except Error as error:
-            self._ended(stream, error.reason)
-        except asyncio.CancelledError:
-            self._ended(stream, "left")
-        else:
-            self._ended(stream, "done")
+# The accounts that there are, and the Regions that those have.
+ACCOUNTS: Final = (["main", "other"], ["main"], ["other", "twin"], ["main", "other", "twin"], ["other"])
+REGIONS: Final = {"main": ((R1, R2), (R1,)), "other": ((R1,), (R1, R2))}
+# Seconds that an answer may be old where no read is demanded.
+OLD: Final = 60
+SLOW: Final = (0.0, 0.3, 1.5, 4.0)
 
 
 class World:
-    """Three accounts, two of them names of one, and whoever watches."""
+    """Three accounts, two of them names of one, and whoever asks."""
 
-    def __init__(self, clock: VirtualClock) -> None:
+    def __init__(self, clock: VirtualClock, settings: Settings) -> None:
         self.clock = clock
+        self.settings = settings
         self.process = 0
-        self.history = History(HEARTBEAT, BUSY, LINGER, fresh_within=1.2 * IDLE + READ_TIMEOUT)
-        self.fake = FakeWorld(clock, {"main": ("r1", "r2"), "other": ("r1",)}, page_size=3)
+        self.history = History(rules(settings))
+        self.fake = FakeWorld(clock, {"main": (R1, R2), "other": (R1, R2)}, page_size=3)
         self.everybody = dict(self.fake.accounts)
         main = self.everybody["main"]
-        self.everybody["twin"] = FakeAccount("twin", main.account_id, ("r1",), main.by_region)
+        self.everybody["twin"] = FakeAccount("twin", main.account_id, (R1,), main.by_region)
         self.history.ids = {name: account.account_id for name, account in self.everybody.items()}
         self.places = self.fake.all()
         self.subscribers = [Subscriber(self, number) for number in range(len(WHO_ASKS_WHAT))]
+        # What those may see who wait.
+        self.waiting: dict[Access, Sight] = {}
+        # How much has, so far.
+        self.happened = 0
+        self._asking: set[asyncio.Task[None]] = set()
         self._hidden: list[tuple[FakeEc2, Task]] = []
+        self._hidden_at: dict[Task, float] = {}
         self._holds: list[Any] = []
+        self._slow: dict[FakeEc2, float] = {}
         self._shifting = True
         for ec2 in self.places:
             ec2.between = self._between(ec2)
-            ec2.read_page = self._counting(ec2)  # type: ignore[method-assign,assignment]
+            ec2.read_page = self._asked(ec2)  # type: ignore[method-assign,assignment]
             ec2.add(bucket="b0")
             ec2.add_ended(3, age=100)
-        self._allow(["main", "other"])
+        self._furnish()
         self._start()
 
     def now(self) -> tuple[float, int, Any]:
         return self.clock(), self.process, self.gateway
 
-    def open(self, request: pb.WatchStoreImageTasksRequest) -> Any:
-        return self.gateway.service.watch_store_image_tasks(request, Call(1e15))
+    def unfinished(self, matches: Matches) -> set[tuple[Name, Task]]:
+        """What EC2 lists as unfinished, where there is something to be seen."""
+        found = set()
+        for name, region in self.history.there[-1][1]:
+            ec2 = self.everybody[name].by_region[region]
+            for task in ec2.listed():
+                message = pb.StoreImageTaskResult()
+                task.send(message, ec2.target)
+                if task.state == "InProgress" and matches(message):
+                    found.add(((name, region), task))
+        return found
+
+    def was_hidden(self, task: Task, since: float) -> bool:
+        """Whether EC2 lacked it for a while."""
+        return self._hidden_at.get(task, 0.0) >= since
 
     async def happen(self, what: str, number: int) -> None:  # noqa: C901, PLR0912, PLR0915  # a list of all that may happen
+        self.happened += 1
         ec2 = self.places[number % len(self.places)]
         subscriber = self.subscribers[number % len(self.subscribers)]
+        reading = [each for each in self.subscribers if each.stream is not None]
         running = [task for task in ec2.tasks if task.state == "InProgress"]
         task = running[number % len(running)] if running else None
         match what:
@@ -225,10 +116,14 @@ class World:
                 ec2.fail(aws_error("InternalError", status=500), times=None)
             case "hang":
                 self._holds.append(ec2.hang())
+            case "slow":
+                self._slow[ec2] = SLOW[number // len(self.places) % len(SLOW)]
             case "recover":
                 self._recover()
             case "join":
                 subscriber.join("", number)
+            case "join briefly":
+                subscriber.join("own", number, expires=self.clock() + 1 + number % 30)
             case "resume":
                 away = [each for each in self.subscribers if each.stream is None and each.tokens]
                 if away:
@@ -236,34 +131,59 @@ class World:
             case "resume badly":
                 await subscriber.leave()
                 subscriber.join(("future", "damaged", "other")[number // 5 % 3], number)
-            case "stall":
-                reading = [each for each in self.subscribers if each.stream is not None]
-                if reading:
-                    reading[number % len(reading)].stall()
+            case "stall" if reading:
+                reading[number % len(reading)].stall()
             case "read on":
-                for each in self.subscribers:
-                    each.read_on()
-            case "fall behind":
-                subscriber.stall()
-                for _ in range(2):
-                    await self.happen("progress", number)
-                    await self.happen("end", number)
+                for stalled in self.subscribers:
+                    stalled.read_on()
+            case "fall behind" if reading:
+                behind = reading[number % len(reading)]
+                behind.stall()
+                # A group for each.
+                for event in ("start", "progress", "end"):
+                    await self.happen(event, number)
                     await self.rest(BUSY + 1)
-                subscriber.read_on()
-            case "leave":
-                reading = [each for each in self.subscribers if each.stream is not None]
-                if reading:
-                    await reading[number % len(reading)].leave()
-            case "policy":
-                choices = (
-                    ["main", "other"],
-                    ["main"],
-                    ["other", "twin"],
-                    ["main", "other", "twin"],
-                    ["other"],
-                )
-                self._allow(choices[number % len(choices)])
-                self.gateway.targets.replace(self.fake.accounts, {}, {})
+                behind.read_on()
+            case "leave" if reading:
+                await reading[number % len(reading)].leave()
+            case "permit":
+                self._permit((reading or [subscriber])[number % max(1, len(reading))], number // 7)
+            case "lose sight" if reading:
+                # Of what is on its way to somebody who does not read.
+                loser = reading[number % len(reading)]
+                loser.stall()
+                await self.happen("progress", number)
+                await self.rest(BUSY + 1)
+                self._permit(loser, number)
+                await self.happen("end", number)
+                await self.rest(BUSY + 1)
+                loser.read_on()
+            case "revoke" if reading:
+                reading[number % len(reading)].revoke()
+            case "describe":
+                names = sorted(self.history.there[-1][1])
+                self._ask(describe(self, names[number % len(names)], 0))
+            case "describe twice":
+                # What watches are told in between is to be told the second time.
+                place = (ec2.target.account, ec2.target.region)
+                self._ask(describe(self, place, OLD))
+                await self.rest(0.0)
+                for event in ("progress", "end"):
+                    await self.happen(event, number)
+                await self.rest(BUSY + 1)
+                self._ask(describe(self, place, OLD))
+            case "wait":
+                self._ask(wait(self, number, PERMISSIONS[number // 12 % len(PERMISSIONS)]))
+            case "accounts":
+                self._furnish(ACCOUNTS[number % len(ACCOUNTS)])
+            case "regions":
+                name = sorted(REGIONS)[number % len(REGIONS)]
+                self.everybody[name].regions = REGIONS[name][number // 2 % 2]
+                self._furnish(list(self.fake.accounts))
+            case "cannot find out":
+                name = sorted(REGIONS)[number % len(REGIONS)]
+                self.everybody[name].discovery_fault = aws_error("InternalError", status=500)
+                self.history.doubts.setdefault(name, []).append([self.clock(), 1e18])
             case "drain":
                 await self._restart(drain=True)
             case "kill":
@@ -271,40 +191,81 @@ class World:
 
     async def rest(self, seconds: float) -> None:
         """Let it run, and take note when all is quiet."""
-        for wait in (0.0, seconds):
-            await asyncio.sleep(wait)
+        for pause in (0.0, seconds):
+            await asyncio.sleep(pause)
             await settle()
+        self.note_rest()
+
+    def note_rest(self) -> int:
+        """That all is quiet; how many times it had been before."""
         reading = tuple(
             (number, len(stream.events))
             for number, stream in enumerate(self.history.streams)
             if not stream.end and not stream.stalled(self.clock(), self.clock())
         )
-        self.history.rests.append(Rest(self.clock(), self.process, self.gateway.followers.revision, reading))
+        rests = self.history.rests
+        rests.append(Rest(self.clock(), self.process, self.gateway.followers.revision, reading))
+        return len(rests) - 1
 
     async def end(self) -> None:
         """Everything recovers and comes to rest; then all leave and no one reads any more."""
         self._show()
         self._recover()
         self._shifting = False
-        self._allow(["main", "other"])
-        self.gateway.targets.replace(self.fake.accounts, {}, {})
+        for account, regions in REGIONS.items():
+            self.everybody[account].regions = regions[0]
+        self._furnish()
         for subscriber in self.subscribers:
             subscriber.read_on()
-            if subscriber.number < 3:
-                subscriber.join("", 0)
         # Long enough for what is gone to be confirmed by full reads.
-        await self.rest(100)
-        for ec2 in self.places:
-            parent = pb.DescribeStoreImageTasksResponse()
-            for task in ec2.listed():
-                task.send(parent.store_image_task_results.add(), ec2.target)
-            self.history.truth[ec2.target.account, ec2.target.region] = list(parent.store_image_task_results)
+        for _ in range(8):
+            for subscriber in self.subscribers[:3]:
+                subscriber.permit(EVERYTHING)
+                subscriber.join("", 0)
+            await self.rest(20)
+            self._write_truth()
+            if all(self._is_true(each) for each in self.subscribers[:3]):
+                break
         for subscriber in self.subscribers[::2]:
             await subscriber.leave()
         await self._drain()
-        await self.rest(LINGER + 1)
+        await self._nobody_asks()
+        await self.rest(self.settings.poll_linger + 1)
         await self.rest(30)
         await self.gateway.close()
+
+    def _write_truth(self) -> None:
+        for name, region in self.history.there[-1][1]:
+            ec2 = self.everybody[name].by_region[region]
+            parent = pb.DescribeStoreImageTasksResponse()
+            for task in ec2.listed():
+                task.send(parent.store_image_task_results.add(), ec2.target)
+            self.history.truth[name, region] = list(parent.store_image_task_results)
+
+    def _is_true(self, subscriber: Subscriber) -> bool:
+        return subscriber.stream is not None and all(
+            {key: (now.word, now.percentage) for key, now in subscriber.held.tasks.get(name, {}).items()}
+            == {each.task_id: fact(each)[:2] for each in tasks if subscriber.matches(each)}
+            for name, tasks in self.history.truth.items()
+        )
+
+    def _ask(self, call: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(call)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _nobody_asks(self) -> None:
+        for task in self._asking:
+            task.cancel()
+        if self._asking:
+            await asyncio.wait(self._asking)
+
+    def _permit(self, subscriber: Subscriber, number: int) -> None:
+        permission = PERMISSIONS[number % len(PERMISSIONS)]
+        subscriber.permit(permission)
+        for access, sight in self.waiting.items():
+            sight.decided.append((self.clock(), permission))
+            access.decide(permission)
 
     def _between(self, ec2: FakeEc2) -> Callable[[Ec2Call], None]:
         def between(call: Ec2Call) -> None:
@@ -314,23 +275,29 @@ class World:
 
         return between
 
-    def _counting(self, ec2: FakeEc2) -> ReadPage:
+    def _asked(self, ec2: FakeEc2) -> ReadPage:
         read_page = ec2.read_page
 
-        async def counted(query: Query, token: str | None = None) -> Page:
-            if token is None and not query.image_ids:
-                self.history.calls.append(
-                    (self.clock(), self.process, ec2.target.account_id, ec2.target.region)
-                )
-            return await read_page(query, token)
+        async def asked(query: Query, token: str | None = None) -> Page:
+            target = ec2.target
+            lists = token is None and not query.image_ids
+            self.history.calls.append(
+                Call(self.clock(), self.process, target.account_id, target.region, lists)
+            )
+            # What comes is half as old as the call.
+            seconds = self._slow.get(ec2, 0.0) / 2
+            await asyncio.sleep(seconds)
+            page = await read_page(query, token)
+            await asyncio.sleep(seconds)
+            return page
 
-        return counted
+        return asked
 
     def _start(self) -> None:
         self.process += 1
-        settings = Settings(accounts=[{"name": "main"}], **SETTINGS)  # type: ignore[arg-type]
+        self.history.begun[self.process] = self.clock()
         accounts: Any = self.fake.accounts
-        self.gateway = assemble(settings, accounts, self.clock)
+        self.gateway = assemble(self.settings, accounts, self.clock)
 
     async def _drain(self) -> None:
         # No moment of its own shares its time with whoever leaves before or after.
@@ -344,84 +311,36 @@ class World:
             await self._drain()
         for subscriber in self.subscribers:
             await subscriber.leave()
+        await self._nobody_asks()
+        self.history.killed[self.process] = self.clock()
         await self.gateway.close()
         self._start()
 
-    def _allow(self, names: list[str]) -> None:
+    def _furnish(self, names: Iterable[str] = ("main", "other")) -> None:
+        """From now on these accounts are there, with the Regions that they have."""
+        names = list(names)
         self.fake.accounts.clear()
         self.fake.accounts.update({name: self.everybody[name] for name in names})
-        self.history.policy.append((self.clock(), frozenset(names)))
+        there = frozenset((name, region) for name in names for region in self.everybody[name].regions)
+        self.history.there.append((self.clock(), there))
+        if self.process:
+            self.gateway.targets.replace(self.fake.accounts, {}, {})
 
     def _show(self) -> None:
         for ec2, task in self._hidden:
             ec2.tasks.append(task)
+            self._hidden_at[task] = self.clock()
         self._hidden.clear()
 
     def _recover(self) -> None:
         for ec2 in self.places:
             ec2.recover()
             ec2._hold = None
+        self._slow.clear()
         for hold in self._holds:
             hold.release()
         self._holds.clear()
-
-
-# Some are more likely than others.
-OFTEN: Final = ("progress", "end", "join", "resume", "leave")
-WHAT: Final = (
-    *OFTEN,
-    "start",
-    "progress",
-    "end",
-    "join",
-    "resume",
-    "start old",
-    "go",
-    "hide",
-    "show",
-    "throttle",
-    "fail",
-    "hang",
-    "recover",
-    "resume badly",
-    "stall",
-    "read on",
-    "fall behind",
-    "leave",
-    "policy",
-    "drain",
-    "kill",
-)
-SECONDS: Final = (0.0, 1.0, 6.0, 6.0, 11.0, 40.0)
-SCHEDULES: Final = st.lists(
-    st.tuples(st.sampled_from(WHAT), st.integers(0, 99), st.sampled_from(SECONDS)),
-    min_size=3,
-    max_size=20,
-)
-
-
-def schedule_of(seed: int) -> Schedule:
-    """One schedule, the same each time."""
-    draw = random.Random(seed)
-    return [
-        (draw.choice(WHAT), draw.randrange(100), draw.choice(SECONDS)) for _ in range(draw.randint(3, 20))
-    ]
-
-
-def play(schedule: Schedule) -> History:
-    """Run it, and tell what happened."""
-
-    async def scenario(clock: VirtualClock) -> History:
-        world = World(clock)
-        with (
-            recorded(world.history, world.now),
-            mock.patch.object(line, "MAX_MESSAGE_BYTES", SMALL_MESSAGE),
-        ):
-            world.subscribers[0].join("", 0)
-            for what, number, seconds in schedule:
-                await world.happen(what, number)
-                await world.rest(seconds)
-            await world.end()
-        return world.history
-
-    return run(scenario, debug=False)
+        for name, account in self.everybody.items():
+            account.discovery_fault = None
+            for doubt in self.history.doubts.get(name, []):
+                doubt[1] = min(doubt[1], self.clock())
