@@ -32,8 +32,8 @@ MAY_BLOCK = (
     ("imagetasks_server/jwks.py", {"load_keys", "__init__"}),
 )
 
-# Asyncio's debug mode keeps of each future and callback where it was made. The whole stack, with its lines read from
-# their files, took a third of the suite's time. pytest tells of exceptions by itself, from their first frame on.
+# Asyncio's debug mode keeps of each future and callback where it was made. The whole stack, with its lines
+# read from files, took a third of the suite's time. pytest shows exceptions by itself, whole.
 asyncio.constants.DEBUG_STACK_DEPTH = 3
 sys.tracebacklimit = 3
 

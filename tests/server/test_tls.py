@@ -28,7 +28,6 @@ from cryptography.hazmat.primitives.serialization import (
 from gateway_stage import PATIENCE, Describe, Gateway, Serve, eventually, failure
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from virtual import VirtualClock
 
 from imagetasks.v1.store_image_tasks_pb2_grpc import StoreImageTaskServiceStub
 from imagetasks_server import tls
@@ -344,7 +343,6 @@ class TestRenewal:
         self,
         own: Files,
         certificates: Certificates,
-        clock: VirtualClock,
         log: list[Any],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
