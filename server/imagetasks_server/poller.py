@@ -14,7 +14,6 @@ from typing import Final
 
 import structlog
 
-from imagetasks_server import shallow
 from imagetasks_server.clock import Clock
 from imagetasks_server.reader import Ear, Reader
 from imagetasks_server.telemetry import Event
@@ -160,6 +159,6 @@ class Poller:
         if self._failures:
             seconds = min(max(seconds, self._rhythm.idle), self._rhythm.busy * 2**self._failures)
         if view.read_time is not None:
-            calls = shallow.depth(view).calls
-            seconds = max(seconds, calls / (self._reader.upstream.budget.refill * BUDGET_PART))
+            sustained = self._reader.upstream.budget.refill * BUDGET_PART
+            seconds = max(seconds, self._reader.calls / sustained)
         return seconds * self._stretch

@@ -133,6 +133,11 @@ class Reader:
         """Whether nothing runs or waits."""
         return self._running is None and self._next is None
 
+    @property
+    def calls(self) -> int:
+        """What the next read costs if no task has started since; known once there was one."""
+        return self._refresher.depth().calls
+
     def is_fresh(self, not_before: float) -> bool:
         """Whether what is known was read at `not_before` or later."""
         return self.view.read_time is not None and self.view.read_time >= not_before

@@ -75,6 +75,11 @@ class Refresher:
         self._sweep: _Sweep | None = None
         # AMIs that EC2 no longer knows, while their tasks are still listed.
         self._unaskable: set[str] = set()
+        self._page_size = shallow.PAGE_SIZE
+
+    def depth(self) -> shallow.Depth:
+        """How far down the next refresh goes, once the list has been read in full."""
+        return shallow.depth(self._view, self._unaskable, self._page_size)
 
     async def refresh(self, report: Report) -> None:
         """Read what must be read.
@@ -121,7 +126,7 @@ class Refresher:
         self._view.finish(listing, self._clock())
 
     async def _read_head(self, report: Report) -> None:
-        boundary = shallow.depth(self._view, self._unaskable).boundary
+        boundary = self.depth().boundary
         listing = await self._begin(report, full=False)
         token: str | None = None
         async with contextlib.aclosing(self._pages(report, Kind.HEAD)) as pages:
@@ -188,6 +193,7 @@ class Refresher:
                 token = page.next_token
                 if token is None:
                     return
+                self._page_size = max(1, len(page.tasks))
             await self._pay(report)
 
     async def _pay(self, report: Report) -> None:

@@ -32,12 +32,13 @@ class Depth:
     calls: int
 
 
-def depth(view: View, unaskable: AbstractSet[str] = frozenset()) -> Depth:
+def depth(view: View, unaskable: AbstractSet[str] = frozenset(), page_size: int = PAGE_SIZE) -> Depth:
     """The cheapest way to refresh a view that has been read in full.
 
     Args:
         view: What is known.
         unaskable: AMIs that EC2 no longer knows, so that asking for them is an error.
+        page_size: Tasks on a page; EC2 may give fewer than were asked for.
     """
     assert view.read_time is not None
     # Started since, or listed late.
@@ -51,7 +52,7 @@ def depth(view: View, unaskable: AbstractSet[str] = frozenset()) -> Depth:
     )
     for by_page in range(reached, len(unfinished) + 1):
         boundary = max(top, unfinished[by_page - 1].order) if by_page else top
-        pages = view.above(boundary) // PAGE_SIZE + 1
+        pages = view.above(boundary) // page_size + 1
         deeper = len(unfinished) - bisect.bisect_right(orders, boundary)
         found = Depth(boundary, pages + -(-deeper // IDS_PER_CALL))
         if best is None or found.calls < best.calls:

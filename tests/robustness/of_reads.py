@@ -88,7 +88,7 @@ def economical(history: History) -> Violations:
         asked = [each for each in history.asked() if _asks(history, each, *place)]
         is_soon = call.at - before < history.rules.busy * 0.99
         states = history.states.get(place, [])
-        at = bisect.bisect_left(states, call.at, key=lambda each: each.at)
+        at = bisect.bisect_right(states, call.at, key=lambda each: each.at)
         # What somebody asked for in vain puts nothing off.
         in_vain = at > 0 and not states[at - 1].well and any(each.began <= before for each in asked)
         if is_soon and not in_vain and not any(before < each.began <= call.at for each in asked):

@@ -17,9 +17,11 @@ PLENTY = Allowance(capacity=1e6, refill=1e6, usable=1.0, initial=1e6)
 RHYTHM = Rhythm(busy=5.0, idle=30.0, linger=10.0)
 
 
-def polled(clock: VirtualClock, rhythm: Rhythm = RHYTHM) -> tuple[FakeEc2, Reader, Poller]:
-    ec2 = FakeEc2(clock)
-    upstream = Upstream(ec2.read_page, Budget(PLENTY, clock), clock, timeout=60, remember_refusals_for=30)
+def polled(
+    clock: VirtualClock, rhythm: Rhythm = RHYTHM, allowance: Allowance = PLENTY, page_size: int = 200
+) -> tuple[FakeEc2, Reader, Poller]:
+    ec2 = FakeEc2(clock, page_size=page_size)
+    upstream = Upstream(ec2.read_page, Budget(allowance, clock), clock, timeout=60, remember_refusals_for=30)
     reader = Reader(View(Revisions()), upstream, clock, full_read_every=600, distrust_for=600, timeout=60)
     return ec2, reader, Poller(reader, clock, rhythm, random.Random(1))
 
@@ -61,6 +63,22 @@ def test_a_read_of_somebody_else_that_succeeds_ends_the_pause_after_failures() -
         calls = len(ec2.calls)
         await asyncio.sleep(6)
         assert len(ec2.calls) == calls + 1
+        await poller.close()
+
+    run(scenario)
+
+
+def test_reading_by_itself_spends_half_of_the_budget_however_short_the_pages_are() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        little = Allowance(capacity=20.0, refill=1.0, usable=1.0, initial=20.0)
+        ec2, _, poller = polled(clock, allowance=little, page_size=3)
+        for age in range(15):
+            ec2.add(age=age)
+        poller.follow(clock())
+        await asyncio.sleep(20)
+        before = len(ec2.calls)
+        await asyncio.sleep(200)
+        assert 80 <= len(ec2.calls) - before <= 100
         await poller.close()
 
     run(scenario)
