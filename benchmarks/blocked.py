@@ -21,29 +21,33 @@ from measured import EVERYTHING_ON
 from canned.launch import Canned
 from imagetasks_server import main
 from imagetasks_server.config import Settings
+from imagetasks_server.listening import Listening
 from imagetasks_server.telemetry import configure_log
 
 PEERS = str(Path(__file__).with_name("sweep_peers.py"))
 RUNS = 5
 BEAT = 0.001
+PATIENCE = 60.0
 
 
 @contextlib.asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[str]:
     """A gateway in this process, SERVING."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    warm = main._warm
+    tell = main._tell_serving
 
-    async def then_tell(*arguments: Any) -> None:
-        await warm(*arguments)
-        ready.set_result(arguments[-1].address)
+    def then_go_on(listening: Listening, *more: Any) -> None:
+        tell(listening, *more)
+        ready.set_result(listening.address)
 
-    main._warm = then_tell  # type: ignore[assignment]
+    main._tell_serving = then_go_on  # type: ignore[assignment]
     task = asyncio.create_task(main._serve(settings, lambda: settings))
     try:
-        yield await ready
+        async with asyncio.timeout(PATIENCE):
+            address = await ready
+        yield address
     finally:
-        main._warm = warm
+        main._tell_serving = tell
         os.kill(os.getpid(), 15)
         await task
 

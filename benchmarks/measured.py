@@ -135,5 +135,7 @@ def child(
 
 def told(*command: str, environment: Mapping[str, str] | None = None) -> Any:
     """What one of our scripts prints as JSON, from start to end."""
-    done = subprocess.run([sys.executable, *command], env=environment, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, check=True, timeout=300
+    )
     return json.loads(done.stdout)

@@ -66,7 +66,12 @@ def main() -> int:
             console.print(f"{benchmark.name}: needs {', '.join(lacking)}")
             missing.append(benchmark.name)
             continue
-        result = run(benchmark, console, quick=arguments.quick)
+        try:
+            result = run(benchmark, console, quick=arguments.quick)
+        except Exception:  # noqa: BLE001  # whatever it is, the others are worth measuring
+            console.print_exception(max_frames=10)
+            missing.append(benchmark.name)
+            continue
         far += [row for row in result.rows if row.steady and not row.goal.is_met(row.median, TOLERANCE)]
     if not arguments.quick:
         write([import_module(name).BENCHMARK for name in MODULES])
