@@ -9,18 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fake_ec2 import FakeWorld
 from gateway_stage import serving
+from scrapes import samples
 
 import raw_http2 as h2
 from canned.launch import canned
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.clock import steady_clock
-from processes import ROOT, gateway
+from processes import ROOT, Gateway, becomes, gateway
 
 WATCHER = """
 import sys, grpc
@@ -64,6 +67,7 @@ class Peer:
 
     def __init__(self, address: str, watches: int) -> None:
         self.socket = h2.connect(address)
+        self.watches = watches
         self._frames = h2.Frames()
         self._messages: defaultdict[int, h2.Messages] = defaultdict(h2.Messages)
         self.socket.sendall(h2.hello() + b"".join(h2.call(2 * n + 1, OPENING) for n in range(watches)))
@@ -85,12 +89,13 @@ class Peer:
 def all_hear(peers: list[Peer], what: str) -> None:
     """Waits until each watch of each peer has got an event of this kind."""
     heard: set[tuple[int, int]] = set()
+    everybody = sum(peer.watches for peer in peers)
     with selectors.DefaultSelector() as selector:
         for number, peer in enumerate(peers):
             selector.register(peer.socket, selectors.EVENT_READ, number)
-        while len(heard) < WATCHES:
+        while len(heard) < everybody:
             ready = selector.select(60)
-            assert ready, f"silence after {len(heard)} of {WATCHES} had heard of {what}"
+            assert ready, f"silence after {len(heard)} of {everybody} had heard of {what}"
             for key, _ in ready:
                 events = peers[key.data].heard()
                 heard.update((key.data, watch) for watch, event in events if event.HasField(what))
@@ -128,6 +133,45 @@ def test_ten_thousand_watches_opened_at_once_are_all_accepted_and_stay_open() ->
         # Whoever hears of what happens now is still there.
         ec2.post(running(2))
         all_hear(peers, "changes")
+
+
+def under_way(running: Gateway) -> float:
+    """Watches, as the metrics have it."""
+    address = next(json.loads(line)["address"] for line in running.log if "metrics are served" in line)
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+        told = samples(answer.read().decode())
+    return told['imagetasks_calls_in_flight{method="WatchStoreImageTasks"}']
+
+
+def mebibytes(running: Gateway) -> float:
+    """What the gateway holds of memory."""
+    status = Path(f"/proc/{running.process.pid}/status").read_text()
+    return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
+
+
+@pytest.mark.timeout(120)
+def test_what_watchers_took_is_there_for_others_when_they_have_left() -> None:
+    with canned() as ec2:
+        ec2.post(running(1))
+        environment = ec2.environment(ACCOUNT) | {
+            "IMAGETASKS_ACCOUNTS": json.dumps([{"name": "main", "regions": [REGION]}]),
+            "IMAGETASKS_METRICS_LISTEN": "127.0.0.1:0",
+            "IMAGETASKS_LOG_LEVEL": "info",
+        }
+        with gateway(environment=environment) as served:
+            held = []
+            for number in range(5):
+                peers = [Peer(served.address, 500) for _ in range(4)]
+                all_hear(peers, "snapshot_complete")
+                ec2.post(running(2 + number))
+                all_hear(peers, "changes")
+                held.append(mebibytes(served))
+                # Without a word.
+                for peer in peers:
+                    peer.socket.close()
+                assert becomes(lambda: under_way(served) == 0)
+            sys.stdout.write(f"\nMiB with 2,000 watches, again and again: {[round(each) for each in held]}\n")
+            assert max(held[1:]) < held[0] + 15
 
 
 @pytest.mark.timeout(240)
