@@ -13,7 +13,7 @@ READ_TIMEOUT: Final = 20.0
 
 AMPLE: Final = {"capacity": 1e6, "refill": 1e6, "initial": 1e6}
 # The first reads spend it, and a read in full waits.
-TIGHT: Final = {"capacity": 12.0, "refill": 1.0, "initial": 3.0}
+TIGHT: Final = {"capacity": 12.0, "refill": 1.0, "initial": 1.0}
 SETTINGS: Final[dict[str, Any]] = {
     "accounts": [{"name": "main"}],
     "poll_interval": BUSY,
