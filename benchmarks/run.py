@@ -59,7 +59,9 @@ def main() -> int:
     for installed in ("server", "clients/python"):
         # As where it is installed: no process that is measured compiles it.
         compile_dir(ROOT / installed, quiet=1)
-    chosen = [import_module(name).BENCHMARK for name in arguments.names or MODULES]
+    # Overload takes minutes by its nature: it must have lasted for a while.
+    usual = [name for name in MODULES if not (arguments.quick and name == "overload")]
+    chosen = [import_module(name).BENCHMARK for name in arguments.names or usual]
     missing, far = [], []
     for benchmark in chosen:
         if lacking := [command for command in benchmark.needs if which(command) is None]:
