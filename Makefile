@@ -66,7 +66,7 @@ conformance: .venv/project ## play the scenarios to the clients that are built (
 bench: .venv/project .venv-awscli/installed ## run the benchmarks, and write docs/performance.md (ONLY="describe fanout": these)
 	$(python) benchmarks/run.py $(ONLY)
 
-bench-quick: .venv/project .venv-awscli/installed ## a reduced set in two minutes; fails if a ratio is far from its goal
+bench-quick: .venv/project .venv-awscli/installed ## a reduced set in three minutes; fails if a ratio is far from its goal
 	$(python) benchmarks/run.py --quick $(ONLY)
 
 image: ## build the container image (IMAGE=name:tag)
