@@ -75,11 +75,12 @@ class Refresher:
         self._sweep: _Sweep | None = None
         # AMIs that EC2 no longer knows, while their tasks are still listed.
         self._unaskable: set[str] = set()
-        self._page_size = shallow.PAGE_SIZE
+        # The largest that EC2 has given with more behind it: now and then it gives a short one.
+        self._largest_page = 0
 
     def depth(self) -> shallow.Depth:
         """How far down the next refresh goes, once the list has been read in full."""
-        return shallow.depth(self._view, self._unaskable, self._page_size)
+        return shallow.depth(self._view, self._unaskable, self._largest_page or shallow.PAGE_SIZE)
 
     async def refresh(self, report: Report) -> None:
         """Read what must be read.
@@ -193,7 +194,7 @@ class Refresher:
                 token = page.next_token
                 if token is None:
                     return
-                self._page_size = max(1, len(page.tasks))
+                self._largest_page = max(self._largest_page, len(page.tasks))
             await self._pay(report)
 
     async def _pay(self, report: Report) -> None:
