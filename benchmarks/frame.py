@@ -142,7 +142,9 @@ def save(benchmark: Benchmark, result: Result, *, quick: bool) -> None:
     """Keep what was found, for the table, the plots and whoever wants the rounds."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     told = {"quick": quick, **asdict(result)}
-    (RESULTS / f"{benchmark.name}.json").write_text(json.dumps(told, indent=1) + "\n")
+    # The document is of full runs, whatever was run quickly since.
+    name = f"{benchmark.name}-quick" if quick else benchmark.name
+    (RESULTS / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 def saved(name: str) -> tuple[Result, bool] | None:
