@@ -142,9 +142,9 @@ def ends(pid: int) -> bool:
         os.close(process)
 
 
-def becomes(condition: Callable[[], object]) -> bool:
+def becomes(condition: Callable[[], object], seconds: float = SECONDS) -> bool:
     """Waits until a condition holds; False if it does not."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False

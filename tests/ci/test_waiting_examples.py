@@ -1,16 +1,20 @@
 """The examples of the whole clients on the gateway with its sandbox: they wait for tasks, then react."""
 
+import json
 import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
-from processes import ROOT, SECONDS, Gateway, gateway
+from canned.launch import Canned, canned
+from processes import ROOT, SECONDS, Gateway, becomes, free_ports, gateway
 from reactions import hook, in_progress
 
 
@@ -35,6 +39,8 @@ BUILT = [
     Built("go", ROOT / ".build/bin/wait-and-react", (), "1s"),
     Built("typescript", ROOT / "clients/typescript/dist/examples/wait-and-react.js", ("node",), "1"),
 ]
+
+ACCOUNT, REGION = "000000000001", "eu-one-1"
 
 Run: TypeAlias = "Callable[..., subprocess.Popen[str]]"
 
@@ -105,3 +111,82 @@ def test_what_stays_wrong_is_said(run: Run) -> None:
         _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     assert re.search(r"^wait-and-react: UNKNOWN_REGION: ", errors, re.MULTILINE)
+
+
+class Stored:
+    """Store tasks of one Region of EC2, which end one after the other."""
+
+    def __init__(self, ec2: Canned, count: int) -> None:
+        self._ec2 = ec2
+        began = datetime.now(UTC)
+        self._tasks = [
+            {
+                "AmiId": f"ami-{number:017x}",
+                "TaskStartTime": f"{began - timedelta(minutes=number):%Y-%m-%dT%H:%M:%S.000Z}",
+                "Bucket": "archive",
+                "S3objectKey": f"{number}.bin",
+                "ProgressPercentage": 50,
+                "StoreTaskState": "InProgress",
+                "StoreTaskFailureReason": "",
+            }
+            for number in range(count)
+        ]
+        self.ended: list[str] = []
+        self._post()
+
+    def end(self, count: int) -> None:
+        """So many more end."""
+        for task in self._tasks[len(self.ended) :][:count]:
+            task.update(StoreTaskState="Completed", ProgressPercentage=100)
+            self.ended.append(str(task["AmiId"]))
+        self._post()
+
+    def _post(self) -> None:
+        self._ec2.post({"account": ACCOUNT, "region": REGION, "tasks": self._tasks})
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_of_the_gateway_loses_no_end_and_tells_none_twice(built: Built, number: int) -> None:
+    with canned() as ec2, hook() as (url, called), ExitStack() as lives:
+        stored = Stored(ec2, 60)
+        (port,) = free_ports(1)
+        environment = ec2.environment(ACCOUNT) | {
+            "IMAGETASKS_ACCOUNTS": json.dumps([{"name": "main", "regions": [REGION]}]),
+            "IMAGETASKS_BUDGET": json.dumps({"capacity": 1000, "refill": 1000, "initial": 1000}),
+            "IMAGETASKS_DEFAULT_MAX_AGE": "0.2",
+            "IMAGETASKS_POLL_INTERVAL": "0.2",
+        }
+        address = f"127.0.0.1:{port}"
+
+        def follows() -> bool:
+            """Whether the example has begun: it tells of what ends from then on."""
+            stored.end(1)
+            return becomes(lambda: called, 0.5)
+
+        def told() -> bool:
+            due = stored.ended[stored.ended.index(called[0]["ami_id"]) :]
+            return becomes(lambda: len(called) >= len(due))
+
+        process = lives.enter_context(
+            subprocess.Popen(
+                [*built.by, str(built.path), "--endpoint", address, "--hook", url], stderr=subprocess.DEVNULL
+            )
+        )
+        lives.callback(process.kill)
+        for _ in range(3):
+            with gateway("--listen", address, environment=environment) as running:
+                assert becomes(follows)
+                stored.end(2)
+                assert told()
+                stored.end(1)
+                running.process.send_signal(number)
+                running.process.wait(SECONDS)
+            # Nobody is there to tell of it.
+            stored.end(1)
+        with gateway("--listen", address, environment=environment):
+            assert told()
+        assert process.poll() is None
+    assert {each["ec2_store_task_state"] for each in called} == {"Completed"}
+    due = stored.ended[stored.ended.index(called[0]["ami_id"]) :]
+    assert sorted(each["ami_id"] for each in called) == due
