@@ -9,7 +9,7 @@ import grpc
 import uvloop
 
 from imagetasks_server import collector
-from imagetasks_server.boundary import SERVICE
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.listening import SERVER_OPTIONS
 
 

@@ -19,7 +19,7 @@ from estates import accounts
 from measured import EVERYTHING_ON
 
 from canned.launch import Canned
-from imagetasks_server import main
+from imagetasks_server import serving as gateway
 from imagetasks_server.config import Settings
 from imagetasks_server.listening import Listening
 from imagetasks_server.telemetry import configure_log
@@ -34,20 +34,20 @@ PATIENCE = 60.0
 async def serving(settings: Settings) -> AsyncIterator[str]:
     """A gateway in this process, SERVING."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    tell = main._tell_serving
+    tell = gateway._tell_serving
 
     def then_go_on(listening: Listening, *more: Any) -> None:
         tell(listening, *more)
         ready.set_result(listening.address)
 
-    main._tell_serving = then_go_on  # type: ignore[assignment]
-    task = asyncio.create_task(main._serve(settings, lambda: settings))
+    gateway._tell_serving = then_go_on  # type: ignore[assignment]
+    task = asyncio.create_task(gateway._serve(settings, lambda: settings))
     try:
         async with asyncio.timeout(PATIENCE):
             address = await ready
         yield address
     finally:
-        main._tell_serving = tell
+        gateway._tell_serving = tell
         os.kill(os.getpid(), 15)
         await task
 

@@ -19,9 +19,9 @@ from measured import EVERYTHING_ON
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server import collector
 from imagetasks_server.assembly import Gateway, assemble
-from imagetasks_server.boundary import SERVICE
 from imagetasks_server.clock import steady_clock
 from imagetasks_server.config import Settings
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.listening import SERVER_OPTIONS, listen
 from imagetasks_server.observation import measured
 from imagetasks_server.permission import EVERYTHING

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from imagetasks_server.answers import Answers
 from imagetasks_server.arrivals import Arrivals
-from imagetasks_server.boundary import SERVICE, Boundary
+from imagetasks_server.boundary import Boundary
 from imagetasks_server.budget import Allowance, Budget
 from imagetasks_server.clock import Clock
 from imagetasks_server.config import Settings
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.errors import NotFound
 from imagetasks_server.followers import Followers
 from imagetasks_server.gate import Gate

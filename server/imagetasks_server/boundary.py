@@ -19,18 +19,16 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.access import Access
 from imagetasks_server.arrivals import Arrivals
 from imagetasks_server.clock import Clock
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.errors import InvalidRequest
 from imagetasks_server.gate import Decision, Gate, Shown
 from imagetasks_server.limits import Limits
 from imagetasks_server.record import Context, Record, Records
 from imagetasks_server.repeats import Again
 from imagetasks_server.service import Call, Service
-
-SERVICE = pb.DESCRIPTOR.services_by_name["StoreImageTaskService"]
 
 # Seconds a stream gets, once it is too old, to say so to a client that reads.
 STUCK_SECONDS: Final = 30.0

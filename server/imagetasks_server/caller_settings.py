@@ -16,15 +16,13 @@ from pydantic import (
     model_validator,
 )
 
-from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.account_settings import FilePath, Table
 from imagetasks_server.amounts import Count, PerSecond, Seconds
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.limits import Quota
 from imagetasks_server.permission import matches
 
-METHODS: Final = tuple(
-    method.name for method in pb.DESCRIPTOR.services_by_name["StoreImageTaskService"].methods
-)
+METHODS: Final = tuple(method.name for method in SERVICE.methods)
 
 # All of them asymmetric: whoever can check a signature could forge one that is made with a shared key.
 Algorithm = Literal[

@@ -4,9 +4,9 @@ import argparse
 import importlib.metadata
 
 from imagetasks_server.account_settings import Access
-from imagetasks_server.boundary import SERVICE
 from imagetasks_server.caller_settings import Granted
 from imagetasks_server.config import Settings
+from imagetasks_server.contract import SERVICE
 
 
 def parser() -> argparse.ArgumentParser:

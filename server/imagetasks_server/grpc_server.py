@@ -8,8 +8,8 @@ before its path is looked at.
 
 import asyncio
 import json
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, NoReturn
 
 import grpc
 from grpc._cython import cygrpc
@@ -56,20 +56,46 @@ class _Server(_server.Server):
 
 
 class _Core(cygrpc.AioServer):  # type: ignore[misc]  # untyped
-    async def _request_registered_call(self, method: object) -> Any:
-        call = await super()._request_registered_call(method)
-        _handed_over.count += 1
-        return call
+    """Takes the calls of each method in a task of its own.
 
-    async def _request_call(self) -> None:
-        """Where the base waits for the next call of a method that is not registered: refuse it, and go on."""
-        refusing: set[asyncio.Task[None]] = set()
+    The base waits for the next call of each of ten methods anew after every call.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._handlers: dict[str, Any] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def add_registered_method_handlers(self, handlers: dict[str, Any]) -> None:
+        super().add_registered_method_handlers(handlers)
+        self._handlers |= handlers
+
+    def _make_request_call_future(self, method: bytes | None) -> asyncio.Task[NoReturn]:
+        """Where the base waits for one call, it waits for this, which ends when no more can come."""
+        return asyncio.create_task(self._refuse_each() if method is None else self._take_each(method))
+
+    async def _take_each(self, method: bytes) -> NoReturn:
+        """Hand each call of a registered method to its handler, as the base does."""
+        loop = asyncio.get_running_loop()
+        name = method.decode()
+        resolver = cygrpc._MethodResolver([], self._handlers)  # noqa: SLF001
         while True:
-            call = await super()._request_call()
+            call = await self._request_registered_call(method)
             _handed_over.count += 1
-            task = asyncio.create_task(_refuse(call))
-            refusing.add(task)
-            task.add_done_callback(refusing.discard)
+            handling = cygrpc._handle_rpc(name, resolver, (), call, loop, False)  # noqa: FBT003, SLF001
+            self._keep(cygrpc._schedule_rpc_coro(handling, call, loop, name))  # noqa: SLF001
+
+    async def _refuse_each(self) -> NoReturn:
+        """Refuse each call of a method that is not registered."""
+        while True:
+            call = await self._request_call()
+            _handed_over.count += 1
+            self._keep(_refuse(call))
+
+    def _keep(self, handling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(handling)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
 
 async def _refuse(call: Any) -> None:

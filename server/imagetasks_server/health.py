@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
 from imagetasks_server.arrivals import Arrivals
-from imagetasks_server.boundary import SERVICE
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.errors import Error
 from imagetasks_server.roster import Roster
 from imagetasks_server.targets import Account

@@ -12,8 +12,8 @@ from grpc_reflection.v1alpha import reflection
 from imagetasks_server import descriptors
 from imagetasks_server.addresses import is_local
 from imagetasks_server.assembly import Gateway
-from imagetasks_server.boundary import SERVICE
 from imagetasks_server.config import ConfigError, Settings
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.grpc_server import COUNTING, new_server
 from imagetasks_server.health import Health
 from imagetasks_server.record import Records

@@ -6,12 +6,12 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from imagetasks_server.account_settings import AccountSettings
-from imagetasks_server.config import ConfigError
+from imagetasks_server.config import ConfigError, Settings
 
 _READY_SECONDS: Final = 30.0
 _NOT_INSTALLED: Final = "--sandbox needs what is not installed: pip install 'imagetasks[sandbox]'"
@@ -20,6 +20,8 @@ _STOP_SECONDS: Final = 5.0
 # Whatever leads botocore to other credentials or another address, or bends how it asks.
 _FOREIGN_PREFIXES: Final = ("AWS_", "BOTO_")
 _FOREIGN_SUFFIXES: Final = ("_PROXY",)
+
+Adapt: TypeAlias = Callable[[Settings], Settings]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +89,18 @@ async def sandbox(arguments: Sequence[str] = ()) -> AsyncIterator[Sandbox]:
         except TimeoutError:
             child.kill()
         await ended
+
+
+async def use_sandbox(
+    arguments: Sequence[str], stack: contextlib.AsyncExitStack
+) -> tuple[Adapt, asyncio.Task[int]]:
+    """What puts the sandbox's accounts into settings, and what resolves if it ends by itself."""
+    child = await stack.enter_async_context(sandbox(arguments))
+    child.adopt()
+
+    def use(settings: Settings) -> Settings:
+        reflection = True if settings.reflection is None else settings.reflection
+        instead = {"accounts": child.accounts, "organizations": (), "reflection": reflection}
+        return settings.model_copy(update=instead)
+
+    return use, child.ended

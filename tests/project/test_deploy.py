@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from imagetasks_server.boundary import SERVICE
 from imagetasks_server.config import Settings, load
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.health import ALIVE
 from processes import ROOT
 

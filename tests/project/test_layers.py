@@ -17,6 +17,7 @@ ORDER = (
     "__main__",
     "main",
     "command",
+    "serving",
     "reload",
     "stopping",
     "probe",
@@ -24,6 +25,7 @@ ORDER = (
     "grpc_server",
     "health",
     "tls",
+    "doctor_command",
     "doctor",
     "token_command",
     "checks_account",
@@ -100,6 +102,8 @@ ORDER = (
     "telemetry",
     "library_log",
     "clock",
+    "event_loop",
+    "contract",
     "__init__",
 )
 

@@ -23,7 +23,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 from virtual import EPOCH
 
-from imagetasks_server.boundary import SERVICE
+from imagetasks_server.contract import SERVICE
 
 METHODS: Final = tuple(SERVICE.methods)
 TOKEN: Final = "dashboard-3jJ8Zq2Yc0Xr6Tn9Vb5Lm1Kp7Hs4Gf"

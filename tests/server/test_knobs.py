@@ -27,7 +27,7 @@ import raw_http2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server import config, listening
 from imagetasks_server.assembly import assemble
-from imagetasks_server.boundary import SERVICE
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Error
 from imagetasks_server.grpc_server import new_server

@@ -11,7 +11,7 @@ import pytest
 from virtual import VirtualClock, run
 
 from imagetasks_sandbox.launch import sandbox
-from imagetasks_server.boundary import SERVICE
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.listening import QUIET_SECONDS, _taken
 from imagetasks_server.metrics import Metrics
 from imagetasks_server.record import Records

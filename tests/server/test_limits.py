@@ -16,7 +16,7 @@ import raw_http2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server import jwks, listening
 from imagetasks_server import limits as limits_module
-from imagetasks_server.boundary import SERVICE
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.errors import Exhausted
 from imagetasks_server.limits import Limits, Place, Quota
 from imagetasks_server.selection import MAX_FILTER_VALUE_BYTES, MAX_FILTERS, MAX_SELECTED_IMAGES

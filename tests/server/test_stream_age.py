@@ -14,7 +14,8 @@ from watch_stage import Event, Stage, kinds, staged
 import raw_http2 as http2
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server import listening
-from imagetasks_server.boundary import SERVICE, STUCK_SECONDS
+from imagetasks_server.boundary import STUCK_SECONDS
+from imagetasks_server.contract import SERVICE
 
 AGE = {"max_stream_age": 1000}
 

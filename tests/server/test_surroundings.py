@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from virtual import VirtualClock
 
 from imagetasks.v1 import store_image_tasks_pb2 as pb
-from imagetasks_server.boundary import SERVICE
+from imagetasks_server.contract import SERVICE
 from imagetasks_server.health import NOT_SERVING, SERVING
 from processes import gateway as gateway_process
 

@@ -19,7 +19,7 @@ from imagetasks_server.account_settings import AccountSettings
 from imagetasks_server.config import Settings
 from imagetasks_server.ec2 import Aws
 from imagetasks_server.errors import Unavailable
-from imagetasks_server.main import _fallen
+from imagetasks_server.serving import _fallen
 from processes import SECONDS, Gateway, becomes, gateway
 
 ROLE = "arn:aws:iam::{}:role/imagetasks"
