@@ -171,10 +171,10 @@ def statuses(address: str, headers: bytes, count: int) -> list[int]:
     return found
 
 
-def connect(address: str) -> socket.socket:
-    """A TCP connection, nothing said yet."""
+def connect(address: str, source: str = "") -> socket.socket:
+    """A TCP connection, nothing said yet; from this address of the machine's."""
     host, _, port = address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=30)
+    return socket.create_connection((host, int(port)), timeout=30, source_address=(source, 0))
 
 
 def _text(text: Text) -> bytes:

@@ -23,11 +23,11 @@ class LimitSettings(Table):
     max_waiting_calls: Count = 10_000
     """Calls of each method that have arrived and wait until the processor gets to them. Above, gRPC itself
     refuses: with CANCELLED, at almost no cost. More: as many watchers can come back in the same moment; less:
-    under overload who is let in is answered sooner, for 3,000 or so are answered a second."""
+    under overload who is let in is answered sooner, for 2,000 or so are answered a second."""
     max_waiting_seconds: Annotated[int, Field(ge=1, le=3600)] = 20
     """Seconds that such a call waits; then it is refused in the same way. More: more watchers can come back
-    in the same moment, for some 1,500 a second are taken; less: under overload who is let in is answered
-    sooner, for nobody is let in who waited longer."""
+    in the same moment, for some 1,500 a second are taken; less: nobody is let in who has waited for longer,
+    however many may wait."""
     max_arrival_seconds: Seconds = 10.0
     """Seconds that a caller who was let in has to send what it asks. More: slower networks are good enough;
     less: whoever sends slowly holds a place and memory for less time."""
@@ -38,10 +38,10 @@ class LimitSettings(Table):
     """Calls that such a caller may begin at once after a pause. Absent: one second's worth. More: a script
     that asks for much at once is not held up."""
     default_concurrent_calls: Count | None = None
-    """Unary calls that such a caller may have under way. Absent: as many as there is place for in all. Less:
-    one caller leaves more place for others."""
+    """Unary calls that such a caller may have under way. Absent: half of max_concurrent_calls. Less: one
+    caller leaves more place for others."""
     default_open_streams: Count | None = None
-    """The same of streams, watches and waits."""
+    """The same of streams, watches and waits. Absent: half of max_open_streams."""
     max_stream_age: Seconds = 3600.0
     """Seconds that any call may last. A watch is closed with a token when it is up to a fifth younger, so
     that those who came at once do not come back at once; a wait answers that its time is over. More: fewer
@@ -53,6 +53,11 @@ class LimitSettings(Table):
         return Quota(
             self.default_calls_per_second,
             self.default_burst,
-            self.default_concurrent_calls,
-            self.default_open_streams,
+            self.default_concurrent_calls or _half(self.max_concurrent_calls),
+            self.default_open_streams or _half(self.max_open_streams),
         )
+
+
+def _half(places: int) -> int:
+    """No caller takes all places, not even one who reads no answer."""
+    return (places + 1) // 2

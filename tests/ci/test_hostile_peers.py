@@ -62,11 +62,16 @@ def server() -> Iterator[Gateway]:
         yield served
 
 
+def connect(address: str) -> socket.socket:
+    """From another host than the bystander's: each has quotas of its own."""
+    return h2.connect(address, "127.0.0.2")
+
+
 def peers(address: str, count: int, said: bytes) -> contextlib.ExitStack:
     """So many connections that have said this, and stay as long as the stack is open."""
     with contextlib.ExitStack() as stack:
         for _ in range(count):
-            stack.enter_context(h2.connect(address)).sendall(said)
+            stack.enter_context(connect(address)).sendall(said)
         return stack.pop_all()
 
 
@@ -92,7 +97,7 @@ def idle_connections(address: str) -> None:
 
 
 def silent_connections(address: str) -> None:
-    with h2.connect(address) as last, peers(address, 1000, b""):
+    with connect(address) as last, peers(address, 1000, b""):
         ends(last)
 
 
@@ -103,14 +108,14 @@ def half_a_block_of_headers(address: str) -> None:
 
 def endless_headers(address: str) -> None:
     block = h2.literals(*((f"x-{number}", "y" * 1000) for number in range(15)))
-    with h2.connect(address) as peer:
+    with connect(address) as peer:
         peer.sendall(h2.hello() + h2.frame(h2.HEADERS, 0, 1, WATCH))
         pour(peer, h2.frame(h2.CONTINUATION, 0, 1, block), 5000)
 
 
 def rapid_reset(address: str) -> None:
     cancel = h2.CANCEL.to_bytes(4, "big")
-    with h2.connect(address) as peer:
+    with connect(address) as peer:
         peer.sendall(h2.hello())
         for first in range(1, 100_001, 200):
             streams = range(first, first + 200, 2)
@@ -122,13 +127,13 @@ def rapid_reset(address: str) -> None:
 
 
 def pings(address: str) -> None:
-    with h2.connect(address) as peer:
+    with connect(address) as peer:
         peer.sendall(h2.hello())
         pour(peer, h2.frame(h2.PING, 0, 0, bytes(8)) * 1000, 1000)
 
 
 def settings(address: str) -> None:
-    with h2.connect(address) as peer:
+    with connect(address) as peer:
         peer.sendall(h2.hello())
         pour(peer, h2.settings(initial_window_size=65535) * 1000, 1000)
 
@@ -162,7 +167,7 @@ def messages_all_but_their_end(address: str) -> None:
         h2.frame(h2.HEADERS, h2.END_HEADERS, n, DESCRIBE) + h2.frame(h2.DATA, 0, n, body) for n in streams
     )
     with contextlib.ExitStack() as stack:
-        senders = [_Sender(stack.enter_context(h2.connect(address)), streams) for _ in range(20)]
+        senders = [_Sender(stack.enter_context(connect(address)), streams) for _ in range(20)]
         for each in senders:
             each.peer.sendall(h2.hello() + begin)
         until = time.monotonic() + 5

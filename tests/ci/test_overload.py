@@ -214,7 +214,7 @@ def test_what_the_gateway_refuses_says_when_to_come_back(ec2: Canned) -> None:
 @pytest.mark.timeout(60)
 def test_above_the_calls_under_way_every_refusal_says_when_to_come_back(ec2: Canned) -> None:
     places, count = 10, 100
-    with limited(ec2, max_concurrent_calls=places) as (running, _):
+    with limited(ec2, max_concurrent_calls=places, default_concurrent_calls=places + 1) as (running, _):
         ec2.fail({"account": ACCOUNT, "region": REGION, "fault": "hang"})
 
         def ask(client: imagetasks.BlockingClient) -> str:

@@ -10,7 +10,7 @@ import pytest
 import trustme
 from certificates import files
 
-from imagetasks_server import config, main
+from imagetasks_server import config, event_loop, main
 from imagetasks_server.config import ConfigError, Settings, load
 
 # What is in the file, and what the message begins with after the program's name.
@@ -79,7 +79,7 @@ def _nothing_serves(monkeypatch: pytest.MonkeyPatch) -> None:
         coroutine.close()
         raise AssertionError("it serves")
 
-    monkeypatch.setattr(main, "_run", never)
+    monkeypatch.setattr(event_loop, "run", never)
 
 
 @pytest.fixture
