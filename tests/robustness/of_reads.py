@@ -88,9 +88,12 @@ def economical(history: History) -> Violations:
         asked = [each for each in history.asked() if _asks(history, each, *place)]
         is_soon = call.at - before < history.rules.busy * 0.99
         states = history.states.get(place, [])
-        at = bisect.bisect_right(states, call.at, key=lambda each: each.at)
+        # As it was before this read, which takes no time: what came of it may stand there too.
+        first = max(0, bisect.bisect_left(states, call.at, key=lambda each: each.at) - 1)
+        until = bisect.bisect_right(states, call.at, key=lambda each: each.at)
+        was_failing = any(not each.well for each in states[first:until])
         # What somebody asked for in vain puts nothing off.
-        in_vain = at > 0 and not states[at - 1].well and any(each.began <= before for each in asked)
+        in_vain = was_failing and any(each.began <= before for each in asked)
         if is_soon and not in_vain and not any(before < each.began <= call.at for each in asked):
             yield f"{place} was read at {before:.1f} and at {call.at:.1f}"
         streams = (stream for stream in history.streams if stream.process == call.process)

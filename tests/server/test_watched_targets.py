@@ -8,7 +8,7 @@ from watch_stage import Event, Stage, Watcher, kinds, staged
 from imagetasks.v1 import store_image_tasks_pb2 as pb
 from imagetasks_server.targets import Target
 
-HEARTBEAT = 10.0
+HEARTBEAT = 25.0
 
 
 def come(stage: Stage, name: str, account_id: str = "999999999999", *, hold: Hold | None = None) -> FakeEc2:
@@ -107,9 +107,9 @@ def test_that_an_account_was_found_out_after_all_is_told() -> None:
         hold = Hold()
         come(stage, "late", hold=hold).add()
         watcher = await stage.watch()
-        await watcher.during(60)
+        await watcher.during(2 * HEARTBEAT + 1)
         hold.release()
-        events = await watcher.during(60)
+        events = await watcher.during(2 * HEARTBEAT)
         assert statuses(watcher.seen, "late") == [True, False]
         # What is followed now is said before that all is well again: a client may hold tasks of it.
         assert kinds(events)[:3] == ["targets_changed", "target_status", "changes"]
