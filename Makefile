@@ -10,6 +10,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
     $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; \
   done)
 IMAGE ?= imagetasks
+# Processes that run tests.
+WORKERS ?= 2
 
 bin := .venv/bin
 python := $(bin)/python
@@ -38,7 +40,7 @@ run: .venv/project ## start a sandbox and the gateway, and watch tasks progress 
 	@$(python) scripts/demo.py
 
 test: .venv/project .venv-awscli/installed ## run every test that needs only Python
-	$(python) -m pytest -n 2 --dist loadfile
+	$(python) -m pytest -n $(WORKERS) --dist loadfile
 
 check: .venv/project ## lint, types, the contract's style and compatibility, generated code
 	$(bin)/ruff check

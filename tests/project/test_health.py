@@ -6,11 +6,13 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 
+from canned.launch import canned
 from processes import ROOT, Gateway, becomes, gateway
 
 NO_CREDENTIALS = {
@@ -23,6 +25,17 @@ NO_CREDENTIALS = {
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "IMAGETASKS_"))}
     return kept | more
+
+
+@pytest.fixture(scope="module")
+def ec2() -> Iterator[dict[str, str]]:
+    """The environment of a gateway of one account in one Region."""
+    with canned() as running:
+        asks = {
+            name: value for name, value in running.environment("0" * 12).items() if name.startswith("AWS_")
+        }
+        accounts = [{"name": "main", "regions": ["eu-one-1"]}]
+        yield environment(**asks, IMAGETASKS_ACCOUNTS=json.dumps(accounts))
 
 
 def check(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
@@ -58,8 +71,8 @@ def at(running: Gateway, host: str) -> str:
     return f"{host}:{running.address.rpartition(':')[2]}"
 
 
-def test_it_asks_the_gateway_on_loopback() -> None:
-    with gateway("--sandbox", environment=environment()) as running:
+def test_it_asks_the_gateway_on_loopback(ec2: dict[str, str]) -> None:
+    with gateway(environment=ec2) as running:
         # Whether the gateway may listen there was the gateway's to say, perhaps on its command line.
         for host in ("127.0.0.1", "0.0.0.0"):
             done = check(IMAGETASKS_LISTEN=at(running, host))
@@ -70,41 +83,45 @@ def test_it_asks_the_gateway_on_loopback() -> None:
         assert "NOT_FOUND" in unknown.stderr
 
 
-def test_it_asks_at_a_unix_socket(tmp_path: Path) -> None:
+def test_it_asks_at_a_unix_socket(ec2: dict[str, str], tmp_path: Path) -> None:
     # Short, wherever the tests are: a socket's path has 107 bytes.
     address = f"unix:{os.path.relpath(tmp_path)}/s"
     if len(address) > 100:
         address = f"unix:{tmp_path}/s"
-    with gateway("--sandbox", "--listen", address, environment=environment()):
+    with gateway("--listen", address, environment=ec2):
         assert check("--listen", address).stdout == "SERVING\n"
 
 
 @pytest.mark.parametrize(
     "names", [("localhost",), ("gateway.example",), ("*.gateway.example",), ("10.1.2.3",)]
 )
-def test_with_tls_it_asks_whosever_certificate_it_is(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_with_tls_it_asks_whosever_certificate_it_is(
+    ec2: dict[str, str], tmp_path: Path, names: tuple[str, ...]
+) -> None:
     settings = certificate(tmp_path, *names)
-    with gateway("--sandbox", environment=environment(**settings)) as running:
+    with gateway(environment=ec2 | settings) as running:
         done = check("--listen", running.address, **settings)
         assert (done.returncode, done.stdout, done.stderr) == (0, "SERVING\n", "")
 
 
-def test_a_certificate_that_went_bad_is_no_matter_of_health(tmp_path: Path) -> None:
+def test_a_certificate_that_went_bad_is_no_matter_of_health(ec2: dict[str, str], tmp_path: Path) -> None:
     settings = certificate(tmp_path, "localhost")
-    with gateway("--sandbox", environment=environment(**settings)) as running:
+    with gateway(environment=ec2 | settings) as running:
         (tmp_path / "own.pem").write_text("")
         done = check("--listen", running.address, **settings)
         assert (done.returncode, done.stdout) == (0, "SERVING\n")
 
 
-def test_where_clients_need_certificates_it_asks_at_health_listen(tmp_path: Path) -> None:
+def test_where_clients_need_certificates_it_asks_at_health_listen(
+    ec2: dict[str, str], tmp_path: Path
+) -> None:
     settings = certificate(tmp_path, "localhost")
     settings["IMAGETASKS_TLS_CLIENT_CA"] = settings["IMAGETASKS_TLS_CERTIFICATE"]
     done = check(**settings)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("imagetasks-server: health_listen: ")
     settings["IMAGETASKS_HEALTH_LISTEN"] = f"127.0.0.1:{free_port()}"
-    with gateway("--sandbox", environment=environment(**settings)):
+    with gateway(environment=ec2 | settings):
         done = check(**settings)
         assert (done.returncode, done.stdout, done.stderr) == (0, "SERVING\n", "")
 
