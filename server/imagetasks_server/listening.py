@@ -71,7 +71,10 @@ _HEALTH_OPTIONS: Final = (
     *_COMMON,
     ("grpc.max_concurrent_streams", 100),
     ("grpc.max_receive_message_length", 1024),
+    ("grpc.max_connection_idle_ms", 60 * 1000),
 )
+# They must leave descriptors to those who ask for more.
+HEALTH_CONNECTIONS: Final = 1000
 
 
 async def _taken(records: Records, seconds: float) -> None:
@@ -188,7 +191,8 @@ async def listen(
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
     health_server, health_address = None, ""
     if settings.health_listen is not None:
-        health_server = new_server((*_HEALTH_OPTIONS, *counting))
+        most = ("grpc.max_allowed_incoming_connections", HEALTH_CONNECTIONS)
+        health_server = new_server((*_HEALTH_OPTIONS, most, *counting))
         await said.add_to(health_server)
         health_address = _add_port(health_server, "health_listen", settings.health_listen, None)
     address = _add_port(server, "listen", settings.listen, certificates)

@@ -467,6 +467,26 @@ async def test_max_connections_is_how_many_are_let_in(serve: Serve) -> None:
         assert await asyncio.to_thread(answers, gateway.listening.health_address)
 
 
+async def test_who_asks_for_health_leaves_connections_to_others(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "HEALTH_CONNECTIONS", 1)
+    gateway = await serve(health_listen="127.0.0.1:0")
+    address = gateway.listening.health_address
+
+    def second() -> bytes:
+        with raw_http2.connect(address) as held, raw_http2.connect(address) as peer:
+            held.sendall(raw_http2.hello())
+            assert held.recv(1)
+            with contextlib.suppress(ConnectionError):
+                peer.sendall(raw_http2.hello())
+                return peer.recv(1)
+        return b""
+
+    assert await asyncio.to_thread(second) == b""
+    assert await gateway.describe()
+
+
 def test_as_many_connections_are_let_in_as_there_are_descriptors_for() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     script = "from imagetasks_server import descriptors; print(descriptors.left())"
