@@ -15,7 +15,9 @@ WORKERS ?= 2
 
 bin := .venv/bin
 python := $(bin)/python
-pip := python -m pip --disable-pip-version-check install --quiet
+# pip compiles one module after the other; `compile_all` all processors at once.
+pip := python -m pip --disable-pip-version-check install --quiet --no-compile
+compile_all := python -m compileall -qq -j 0
 protoset := clients/python/imagetasks/v1/store_image_tasks.protoset
 buf_config := --config buf.yaml --path imagetasks
 # What ruff finds by itself, mypy is told: the three packages of pyproject.toml, and these.
@@ -68,7 +70,7 @@ conformance: .venv/project ## play the scenarios to the clients that are built (
 bench: .venv/project .venv-awscli/installed ## run the benchmarks, and write docs/performance.md (ONLY="describe fanout": these)
 	$(python) benchmarks/run.py $(ONLY)
 
-bench-quick: .venv/project .venv-awscli/installed ## a reduced set in three minutes; fails if a ratio is far from its goal
+bench-quick: .venv/project .venv-awscli/installed ## a reduced set in two minutes; fails if a ratio is far from its goal
 	$(python) benchmarks/run.py --quick $(ONLY)
 
 image: ## build the container image (IMAGE=name:tag)
@@ -92,6 +94,7 @@ clean: ## remove everything that make has made
 .venv/locked: requirements.lock
 	$(call venv,.venv)
 	$(bin)/$(pip) --require-hashes -r requirements.lock
+	@$(bin)/$(compile_all) .venv/lib
 	@touch $@
 
 .venv/project: .venv/locked pyproject.toml
@@ -102,6 +105,7 @@ clean: ## remove everything that make has made
 .venv-awscli/installed: tests/awscli/requirements.lock
 	$(call venv,.venv-awscli)
 	.venv-awscli/bin/$(pip) --require-hashes -r $<
+	@.venv-awscli/bin/$(compile_all) .venv-awscli/lib
 	@touch $@
 
 protoc_gen_go := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12

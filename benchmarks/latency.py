@@ -12,6 +12,8 @@ PEERS = str(Path(__file__).with_name("sweep_peers.py"))
 BLOCKED = str(Path(__file__).with_name("blocked.py"))
 # Tasks of each Region, and the pages that they are, of which each waits for the one before.
 ESTATES = {50: 1, 600: 3}
+# Milliseconds, and as a ratio. Docs tell why they are missed.
+REACHED = {50: (20.0, 1.6), 600: (30.0, 2.8)}
 
 
 def measure(quick: bool) -> Result:
@@ -36,6 +38,7 @@ def measure(quick: bool) -> Result:
                     Goal(most=20, unit="ms"),
                     [each - FASTEST * 1000 for each in first],
                     medians("ms", first_row=first),
+                    reached=Goal(most=REACHED[tasks][0], unit="ms"),
                 ),
                 Row(
                     f"{of}: last row",
@@ -43,6 +46,7 @@ def measure(quick: bool) -> Result:
                     Goal(most=1.15),
                     [each / (SLOWEST * 1000 * pages) for each in last],
                     medians("ms", last_row=last),
+                    reached=Goal(most=REACHED[tasks][1]),
                 ),
             ]
         if not quick:

@@ -19,7 +19,7 @@ from typing import Final
 sys.path.insert(0, str(Path(__file__).parent))
 
 from document import write
-from frame import ROOT, TOLERANCE, Benchmark, Result, Row, save
+from frame import ROOT, Benchmark, Result, Row, save
 from rich.console import Console
 from rich.table import Table
 
@@ -74,12 +74,13 @@ def main() -> int:
             console.print_exception(max_frames=10)
             missing.append(benchmark.name)
             continue
-        far += [row for row in result.rows if row.steady and not row.goal.is_met(row.median, TOLERANCE)]
+        far += [row for row in result.rows if row.is_far]
     if not arguments.quick:
         write([import_module(name).BENCHMARK for name in MODULES])
         return bool(missing)
     for row in far:
-        console.print(f"far from its goal: {row.what}: {row.figure}, goal {row.goal}", style="bold red")
+        goal = row.reached or row.goal
+        console.print(f"far from its goal: {row.what}: {row.figure}, goal {goal}", style="bold red")
     return bool(missing or far)
 
 
