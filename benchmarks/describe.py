@@ -19,7 +19,7 @@ REGION = "eu-central-1"
 
 def measure(quick: bool) -> Result:
     """For each size of the answer, and for the processor that a call takes."""
-    rounds, calls = (3, 4000) if quick else (5, 8000)
+    rounds, calls = (3, 3000) if quick else (5, 8000)
     rows = [row for tasks in (SIZES[1:2] if quick else SIZES) for row in of_size(tasks, rounds, calls)]
     return Result([*rows, boundary(SIZES[1], rounds, calls)])
 
