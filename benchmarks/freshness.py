@@ -32,7 +32,7 @@ IN_PROGRESS = pb.TaskSelector(filters=[pb.Filter(name="task-state", values=["InP
 # A task starts as often, and ends as long after.
 STARTS_EVERY, TAKES = 30.0, (20.0, 70.0)
 SETTLING = 240.0
-# Ten thousand heartbeats each ten seconds would be all that the simulation does.
+# Ten thousand heartbeats more often would be all that the simulation does.
 HEARTBEAT = 60.0
 
 

@@ -12,8 +12,9 @@ PEERS = str(Path(__file__).with_name("sweep_peers.py"))
 BLOCKED = str(Path(__file__).with_name("blocked.py"))
 # Tasks of each Region, and the pages that they are, of which each waits for the one before.
 ESTATES = {50: 1, 600: 3}
-# Milliseconds, and as a ratio. Docs tell why they are missed.
-REACHED = {50: (20.0, 1.6), 600: (30.0, 2.8)}
+# Where the goal is missed; the document tells why.
+FIRST_ROW = {600: Goal(most=28, unit="ms")}
+LAST_ROW = {50: Goal(most=1.45), 600: Goal(most=2.3)}
 
 
 def measure(quick: bool) -> Result:
@@ -38,7 +39,7 @@ def measure(quick: bool) -> Result:
                     Goal(most=20, unit="ms"),
                     [each - FASTEST * 1000 for each in first],
                     medians("ms", first_row=first),
-                    reached=Goal(most=REACHED[tasks][0], unit="ms"),
+                    reached=FIRST_ROW.get(tasks),
                 ),
                 Row(
                     f"{of}: last row",
@@ -46,7 +47,7 @@ def measure(quick: bool) -> Result:
                     Goal(most=1.15),
                     [each / (SLOWEST * 1000 * pages) for each in last],
                     medians("ms", last_row=last),
-                    reached=Goal(most=REACHED[tasks][1]),
+                    reached=LAST_ROW.get(tasks),
                 ),
             ]
         if not quick:

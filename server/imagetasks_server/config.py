@@ -127,7 +127,8 @@ class Settings(BaseSettings):
     heartbeat_interval: Seconds = 25.0
     """Seconds after which a watcher who is caught up hears so again, and after which a new account or Region
     is found. More: less processor, 4 % of a core for 10,000 watchers at the default; less: sooner. That a
-    connection is dead is noticed by keepalive."""
+    connection is dead is noticed by keepalive; behind a proxy that answers keepalive itself, after three of
+    these."""
     stalled_after: Seconds = 1800.0
     """Seconds without progress after which a task counts as stalled."""
     default_deadline: Seconds = 60.0

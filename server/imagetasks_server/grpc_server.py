@@ -84,6 +84,8 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # untyped
             _handed_over.count += 1
             handling = cygrpc._handle_rpc(name, resolver, (), call, loop, False)  # noqa: FBT003, SLF001
             self._keep(cygrpc._schedule_rpc_coro(handling, call, loop, name))  # noqa: SLF001
+            # The next one may be long in coming.
+            del call, handling
 
     async def _refuse_each(self) -> NoReturn:
         """Refuse each call of a method that is not registered."""
@@ -91,6 +93,7 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # untyped
             call = await self._request_call()
             _handed_over.count += 1
             self._keep(_refuse(call))
+            del call
 
     def _keep(self, handling: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(handling)

@@ -59,5 +59,5 @@ class LimitSettings(Table):
 
 
 def _half(places: int) -> int:
-    """No caller takes all places, not even one who reads no answer."""
+    """One caller alone does not take all of several places, not even one who reads no answer."""
     return (places + 1) // 2

@@ -73,8 +73,9 @@ _HEALTH_OPTIONS: Final = (
     ("grpc.max_receive_message_length", 1024),
     ("grpc.max_connection_idle_ms", 60 * 1000),
 )
-# They must leave descriptors to those who ask for more.
 HEALTH_CONNECTIONS: Final = 1000
+# Of the descriptors that callers may have, as many more: the rest is for AWS, metrics and files.
+_HEALTH_PART: Final = 12
 
 
 async def _taken(records: Records, seconds: float) -> None:
@@ -191,7 +192,10 @@ async def listen(
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
     health_server, health_address = None, ""
     if settings.health_listen is not None:
-        most = ("grpc.max_allowed_incoming_connections", HEALTH_CONNECTIONS)
+        most = (
+            "grpc.max_allowed_incoming_connections",
+            min(HEALTH_CONNECTIONS, descriptors.left() // _HEALTH_PART),
+        )
         health_server = new_server((*_HEALTH_OPTIONS, most, *counting))
         await said.add_to(health_server)
         health_address = _add_port(health_server, "health_listen", settings.health_listen, None)

@@ -1,4 +1,4 @@
-"""Builds every part once, in order; serves; drains. The only module that knows all the others."""
+"""Builds every part once, in order; serves; drains. The only module that knows all that serves."""
 
 import asyncio
 import contextlib

@@ -144,20 +144,25 @@ def _gives_up(language: str, running: Gateway) -> str:
             stderr=subprocess.DEVNULL,
         ) as process:
             try:
-                return f"{language}: {_noticed(language, wire)}"
+                return f"{language}: {_noticed(language, wire, process)}"
             finally:
                 process.kill()
     finally:
         wire.close()
 
 
-def _noticed(language: str, wire: Wire) -> str:
+def _noticed(language: str, wire: Wire, process: "subprocess.Popen[bytes]") -> str:
     assert becomes(lambda: wire.carried > 1000), f"{language} follows nothing"
+    # What it lists first is over by then.
+    time.sleep(5)
+    assert process.poll() is None
     before = wire.connections
     wire.freeze()
     began = time.monotonic()
     assert wire.given_up(NOTICED), f"{language} has noticed nothing"
     took = time.monotonic() - began
+    # By asking, and not because it has ended.
+    assert took > KEEPALIVE / 2, f"{language} has gone after {took:.0f} s"
     if language in THIN:
         assert becomes(lambda: wire.connections > before and wire.carried), f"{language} does not go on"
     return f"given up after {took:.0f} s"

@@ -5,6 +5,7 @@ printed (`-s` shows it), and stands in docs/limits.md.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -52,6 +53,9 @@ SERVICE = "/imagetasks.v1.StoreImageTaskService/"
 DESCRIBE = h2.request(SERVICE + "DescribeStoreImageTasks")
 WATCH = h2.request(SERVICE + "WatchStoreImageTasks")
 
+# More than it takes to have all places.
+HOSTS = itertools.cycle(["127.0.0.2", "127.0.0.3", "127.0.0.4"])
+
 Attack = Callable[[str], None]
 
 
@@ -63,8 +67,8 @@ def server() -> Iterator[Gateway]:
 
 
 def connect(address: str) -> socket.socket:
-    """From another host than the bystander's: each has quotas of its own."""
-    return h2.connect(address, "127.0.0.2")
+    """From other hosts than the bystander's: each has quotas of its own."""
+    return h2.connect(address, next(HOSTS))
 
 
 def peers(address: str, count: int, said: bytes) -> contextlib.ExitStack:

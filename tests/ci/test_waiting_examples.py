@@ -186,6 +186,8 @@ def test_a_restart_of_the_gateway_loses_no_end_and_tells_none_twice(built: Built
             stored.end(1)
         with gateway("--listen", address, environment=environment):
             assert told()
+            count = len(called)
+            assert not becomes(lambda: len(called) > count, 1.0)
         assert process.poll() is None
     assert {each["ec2_store_task_state"] for each in called} == {"Completed"}
     due = stored.ended[stored.ended.index(called[0]["ami_id"]) :]
