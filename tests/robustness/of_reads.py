@@ -88,10 +88,11 @@ def economical(history: History) -> Violations:
         asked = [each for each in history.asked() if _asks(history, each, *place)]
         is_soon = call.at - before < history.rules.busy * 0.99
         states = history.states.get(place, [])
-        # As it was before this read, which takes no time: what came of it may stand there too.
-        first = max(0, bisect.bisect_left(states, call.at, key=lambda each: each.at) - 1)
-        until = bisect.bisect_right(states, call.at, key=lambda each: each.at)
-        was_failing = any(not each.well for each in states[first:until])
+        # As it was before: what comes of a read that takes no time stands at its own instant. Only of two in
+        # one instant the first may be what was known.
+        find = bisect.bisect_right if before == call.at else bisect.bisect_left
+        at = find(states, call.at, key=lambda each: each.at)
+        was_failing = at > 0 and not states[at - 1].well
         # What somebody asked for in vain puts nothing off.
         in_vain = was_failing and any(each.began <= before for each in asked)
         if is_soon and not in_vain and not any(before < each.began <= call.at for each in asked):
